@@ -1,0 +1,1 @@
+"""Trajectories, environments, oracles, rollout workers, replay buffer: plain classes, usable without Ray."""

@@ -1,0 +1,1 @@
+"""Environments: what states are, what noise does, how a finished state reads."""

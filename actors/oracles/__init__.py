@@ -1,0 +1,1 @@
+"""Oracles: what scores a finished sequence."""

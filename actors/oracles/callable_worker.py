@@ -1,0 +1,45 @@
+"""The process in which a user's oracle function runs: one JSON line of sequences in, one of scores out.
+
+Started as `python -m actors.oracles.callable_worker package.module:function` by `CallableOracle`; a crash, a hang or
+output printed by the function thus never reaches the rollout worker.
+"""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+
+
+def load_function(name: str) -> Callable[[list[str]], list[float]]:
+    """The function `package.module:function`; raises ValueError, ImportError or AttributeError."""
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise ValueError(f"{name!r} is not of the form package.module:function")
+    return getattr(importlib.import_module(module), function)
+
+
+def main() -> None:
+    """Answer requests until the input closes."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the function prints goes to stderr
+    try:
+        function = load_function(sys.argv[1])
+        _answer(answers, {"ready": True})
+    except Exception as error:  # whatever a user's module raises on import is reported, not lost
+        _answer(answers, {"error": f"{type(error).__name__}: {error}"})
+        return
+    for line in sys.stdin:
+        try:
+            _answer(answers, {"scores": [float(score) for score in function(json.loads(line))]})
+        except Exception as error:  # whatever a user's function raises is reported, and the process lives on
+            _answer(answers, {"error": f"{type(error).__name__}: {error}"})
+
+
+def _answer(stream, message: dict) -> None:
+    stream.write(json.dumps(message) + "\n")
+    stream.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Oracles that look scores up: a full table of a space, or a list of measured sequences."""
+
+import csv
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from actors.environments.sequence import SequenceEnvironment, SequenceError
+from actors.oracles.base import OracleDataError
+from learner.configs import StrictConfig
+
+
+class TableOracle:
+    """The score of every sequence of a fixed-length space, by its index in base V."""
+
+    enumerable = True
+
+    def __init__(self, scores: np.ndarray, num_tokens: int):
+        """`scores` float32 [V^T] in lexicographic order of the sequences."""
+        self._scores, self._num_tokens = scores, num_tokens
+
+    def score(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Scores float32 [B] of `tokens` int [B, T]."""
+        places = self._num_tokens ** np.arange(tokens.shape[1] - 1, -1, -1)
+        return self._scores[tokens.astype(np.int64) @ places]
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class LookupConfig(StrictConfig):
+    """What is common to oracles that list measured sequences."""
+
+    missing_score: float | None = Field(0.0, ge=0)
+    """Score of a sequence that the data do not list; null: reject it."""
+    normalise: Literal["none", "minmax"] = "none"
+    """minmax: map the scores to 0..1; needed where some are negative."""
+
+
+class CsvOracleConfig(LookupConfig):
+    """Measured sequences in a CSV file."""
+
+    name: Literal["csv"]
+    path: Path
+    """The file; its first line names the columns."""
+    sequence_column: str = "sequence"
+    """Column that holds the sequence."""
+    score_column: str = "score"
+    """Column that holds the score."""
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.expanduser().absolute()
+
+
+class NpyOracleConfig(LookupConfig):
+    """A pair of `.npy` files as Design-Bench stores them."""
+
+    name: Literal["npy"]
+    tokens_path: Path
+    """Integer token indices [n, length]."""
+    scores_path: Path
+    """Scores [n] or [n, 1]."""
+
+    @field_validator("tokens_path", "scores_path")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.expanduser().absolute()
+
+
+class LookupOracle:
+    """Scores of listed sequences; any other gets `missing_score`, or NaN where that is None."""
+
+    enumerable = True
+
+    def __init__(
+        self, environment: SequenceEnvironment, sequences: np.ndarray, scores: np.ndarray, config: LookupConfig, *, origin: str
+    ):
+        """`sequences` bytes [n]; `scores` float [n]. Raises OracleDataError for contradictions and bad scores."""
+        _check_scores(scores, config, origin)
+        self._environment = environment
+        self._sequences, first, inverse = np.unique(sequences, return_index=True, return_inverse=True)
+        self._scores = scores[first].astype(np.float32)
+        differing = np.flatnonzero(np.abs(self._scores[inverse] - scores) > 1e-6)
+        if len(differing):
+            row = differing[0]
+            raise OracleDataError(
+                f"{origin}: sequence {sequences[row].decode()} is listed with the scores {self._scores[inverse[row]]:g} "
+                f"and {scores[row]:g} (row {row + 1}); each sequence may have one score"
+            )
+        if config.normalise == "minmax":
+            low, high = self._scores.min(), self._scores.max()
+            self._scores = (self._scores - low) / (high - low)
+        self._missing = np.float32(np.nan if config.missing_score is None else config.missing_score)
+
+    def score(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Scores float32 [B] of `tokens` int [B, T] with `lengths` int [B]."""
+        asked = self._environment.sequences(tokens, lengths)
+        place = np.minimum(np.searchsorted(self._sequences, asked), len(self._sequences) - 1)
+        return np.where(self._sequences[place] == asked, self._scores[place], self._missing).astype(np.float32)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def _check_scores(scores: np.ndarray, config: LookupConfig, origin: str) -> None:
+    if len(scores) == 0:
+        raise OracleDataError(f"{origin}: holds no sequence")
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        raise OracleDataError(f"{origin}: row {bad[0] + 1} has the score {scores[bad[0]]}; allowed: finite numbers")
+    if config.normalise == "minmax":
+        if scores.min() == scores.max():
+            raise OracleDataError(f"{origin}: all scores are {scores[0]:g}, so they cannot be mapped to 0..1")
+    elif scores.min() < 0:
+        row = int(scores.argmin())
+        raise OracleDataError(
+            f"{origin}: row {row + 1} has the negative score {scores[row]:g}; allowed: scores >= 0, or oracle.normalise: minmax"
+        )
+
+
+def csv_oracle(config: CsvOracleConfig, environment: SequenceEnvironment) -> LookupOracle:
+    """Read the CSV file; raises OracleDataError naming file, row and column of the first fault."""
+    sequences, scores = [], []
+    try:
+        with open(config.path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            for column in (config.sequence_column, config.score_column):
+                if column not in (reader.fieldnames or ()):
+                    raise OracleDataError(f"{config.path}: no column {column!r}; it has {reader.fieldnames}")
+            for row in reader:
+                sequences.append((row[config.sequence_column] or "").strip())
+                scores.append(_number(row[config.score_column], f"{config.path}: line {reader.line_num}"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise OracleDataError(f"{config.path}: cannot be read ({error})") from error
+    return _lookup(environment, sequences, np.asarray(scores), config, str(config.path))
+
+
+def _number(text: str | None, where: str) -> float:
+    try:
+        return float(text or "")
+    except ValueError:
+        raise OracleDataError(f"{where} has the score {text!r}; allowed: a number") from None
+
+
+def npy_oracle(config: NpyOracleConfig, environment: SequenceEnvironment) -> LookupOracle:
+    """Read the pair of arrays; raises OracleDataError for shapes or tokens that do not fit the environment."""
+    tokens, scores = _load_array(config.tokens_path), _load_array(config.scores_path).reshape(-1)
+    space = environment.space
+    if tokens.ndim != 2 or tokens.shape[1] != space.max_length or space.variable_length:
+        raise OracleDataError(f"{config.tokens_path}: shape {tokens.shape}; allowed: [n, {space.max_length}], fixed length")
+    if len(scores) != len(tokens):
+        raise OracleDataError(f"{config.scores_path}: {len(scores)} scores for {len(tokens)} sequences")
+    if not np.issubdtype(tokens.dtype, np.integer) or tokens.min() < 0 or tokens.max() >= space.num_tokens:
+        raise OracleDataError(f"{config.tokens_path}: allowed are integers in 0..{space.num_tokens - 1}")
+    if not np.issubdtype(scores.dtype, np.number):
+        raise OracleDataError(f"{config.scores_path}: holds {scores.dtype}; allowed: numbers")
+    sequences = environment.sequences(tokens, np.full(len(tokens), space.max_length))
+    return LookupOracle(environment, sequences, scores, config, origin=str(config.scores_path))
+
+
+def _load_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise OracleDataError(f"{path}: not a readable .npy array ({error})") from error
+
+
+def _lookup(
+    environment: SequenceEnvironment, sequences: list[str], scores: np.ndarray, config: LookupConfig, origin: str
+) -> LookupOracle:
+    try:
+        tokens, lengths = environment.tokens(sequences, origin=origin)
+    except SequenceError as error:
+        raise OracleDataError(str(error)) from error
+    return LookupOracle(environment, environment.sequences(tokens, lengths), scores, config, origin=origin)

@@ -1,0 +1,205 @@
+"""The rollout worker: draws trajectories from the current policy in the noisy environment and has them scored.
+
+Shapes: B trajectories, T steps, A actions, N distinct prefixes at a step.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from actors.environments.noise import NoiseSampler
+from actors.environments.sequence import SequenceEnvironment
+from actors.oracles.base import Oracle
+from actors.trajectories import OFFLINE_VERSION, TrajectoryBatch, empty_batch
+from learner.configs import StrictConfig
+from learner.flat import FlatParameters
+from learner.networks.prefixes import group_children
+from learner.policy import Policy
+
+logger = logging.getLogger(__name__)
+MAX_LOGGED_REJECTIONS = 5
+"""Rejected sequences named in the log for each batch; the others are counted."""
+
+
+class ActorsConfig(StrictConfig):
+    """Rollout actors and how they explore."""
+
+    num_rollout_actors: int = Field(1, ge=1, le=100_000)
+    """Rollout actors (run.backend ray)."""
+    batch_size: int = Field(1024, ge=1, le=1_000_000)
+    """Trajectories of one rollout call; a few hundred at least, as each call costs a message."""
+    temperature: float = Field(1.0, gt=0, le=100)
+    """Temperature of the behaviour policy; loss and evaluation always use 1."""
+    epsilon: float = Field(0.0, ge=0, le=1)
+    """Share of a uniform policy mixed into the behaviour policy; loss and evaluation always use 0."""
+    max_in_flight: int = Field(2, ge=1, le=64)
+    """Rollout calls queued at each actor (run.backend ray)."""
+    max_policy_lag: int = Field(16, ge=0)
+    """A batch drawn by weights that are this many versions older is stored for replay, but not trained on as fresh."""
+    max_restarts: int = Field(5, ge=0)
+    """How often each actor is started anew after it died, before the run ends with the cause."""
+    timeout_seconds: float = Field(600.0, gt=0)
+    """An actor whose call takes longer is taken for dead."""
+    num_cpus: float = Field(0.5, ge=0)
+    """CPU share that Ray reserves for a rollout actor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutReport:
+    """What a rollout call says of itself besides its trajectories."""
+
+    num_sampled: int
+    """Trajectories drawn, the rejected ones included."""
+    num_rejected: int
+    """Trajectories whose score was NaN, infinite or negative."""
+    policy_version: int
+    """Version of the weights that drew them; `OFFLINE_VERSION` for offline ones."""
+    rollout_seconds: float
+    """Wall time of drawing."""
+    oracle_seconds: float
+    """Wall time of scoring."""
+    cpu_seconds: float
+    """CPU time of this process so far."""
+
+
+class RolloutWorker:
+    """Draws and scores batches; owns an environment, an oracle, a copy of the policy and a random generator."""
+
+    def __init__(
+        self, environment: SequenceEnvironment, oracle: Oracle, policy: Policy, config: ActorsConfig, *, seed: int
+    ):
+        self.environment, self.oracle, self.policy, self.config = environment, oracle, policy, config
+        self.version = 0
+        self._weights = FlatParameters(policy)
+        self._rng = np.random.default_rng(seed)
+
+    def set_weights(self, weights: np.ndarray, version: int) -> None:
+        """Take over the policy's parameters float32 [P]."""
+        self._weights.load(weights)
+        self.version = version
+
+    def rollout(self) -> tuple[TrajectoryBatch, RolloutReport]:
+        """`batch_size` on-policy trajectories, less the rejected ones."""
+        return self._scored(self.config.batch_size, intended=None)
+
+    def rollout_offline(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[TrajectoryBatch, RolloutReport]:
+        """Push given sequences, `tokens` int [B, T] and `lengths` int [B], through the noise process, and score them."""
+        return self._scored(len(tokens), intended=self.environment.as_actions(tokens, lengths))
+
+    def state_dict(self) -> dict:
+        """State of the random generator (JSON-able)."""
+        return {"rng": self._rng.bit_generator.state, "version": self.version}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a `state_dict`."""
+        self._rng.bit_generator.state = state["rng"]
+        self.version = state["version"]
+
+    def _scored(self, count: int, intended: np.ndarray | None) -> tuple[TrajectoryBatch, RolloutReport]:
+        seed = int(self._rng.integers(2**63))
+        start = time.perf_counter()
+        drawn = draw_trajectories(
+            self.policy,
+            self.environment,
+            self.environment.noise,
+            count,
+            np.random.default_rng(seed),
+            temperature=self.config.temperature,
+            epsilon=self.config.epsilon,
+            intended=intended,
+        )
+        drawn.policy_version[:] = self.version if intended is None else OFFLINE_VERSION
+        drawn.seed[:] = seed
+        middle = time.perf_counter()
+        lengths = self.environment.lengths(drawn.tokens, drawn.num_steps)
+        drawn.scores[:] = self.oracle.score(drawn.tokens, lengths)
+        end = time.perf_counter()
+        with np.errstate(invalid="ignore"):
+            valid = np.isfinite(drawn.scores) & (drawn.scores >= 0)
+        if not valid.all():
+            self._log_rejected(drawn[~valid])
+        report = RolloutReport(
+            num_sampled=count,
+            num_rejected=int(count - valid.sum()),
+            policy_version=int(drawn.policy_version[0]),
+            rollout_seconds=middle - start,
+            oracle_seconds=end - middle,
+            cpu_seconds=time.process_time(),
+        )
+        return (drawn if valid.all() else drawn[valid]), report
+
+    def _log_rejected(self, rejected: TrajectoryBatch) -> None:
+        shown = rejected[:MAX_LOGGED_REJECTIONS]
+        sequences = self.environment.sequences(shown.tokens, self.environment.lengths(shown.tokens, shown.num_steps))
+        named = ", ".join(f"{s.decode()} ({v:g})" for s, v in zip(sequences, shown.scores, strict=True))
+        logger.warning("rejected %d trajectories with NaN, infinite or negative score: %s", len(rejected), named)
+
+
+@torch.no_grad()
+def draw_trajectories(
+    policy: Policy,
+    environment: SequenceEnvironment,
+    noise: NoiseSampler,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    temperature: float = 1.0,
+    epsilon: float = 0.0,
+    intended: np.ndarray | None = None,
+) -> TrajectoryBatch:
+    """`count` unscored trajectories (score NaN); each distinct prefix passes through the network once.
+
+    `intended` int [count, T] replaces the policy's choices; the behaviour log-prob is then NaN. Policy version and seed
+    are left at 0 for the caller.
+    """
+    space = environment.space
+    batch = empty_batch(space.max_length, count)
+    batch.scores[:] = np.nan
+    uniforms = rng.random((space.max_length, 2, count), dtype=np.float32)
+    log_behaviour = np.full(count, np.nan, np.float32) if intended is not None else np.zeros(count, np.float32)
+    alive, groups, state = np.arange(count), np.zeros(count, np.int64), policy.start()
+    for step in range(space.max_length):
+        if intended is None:
+            probabilities = behaviour(policy.at(state).log_policy, temperature, epsilon, space.allowed[step])
+            actions, log_probs = _choose(probabilities, groups, uniforms[step, 0, : len(alive)])
+            log_behaviour[alive] += log_probs
+        else:
+            actions = intended[alive, step].astype(np.int64)
+        tokens = noise.realise(step, actions, uniforms[step, 1, : len(alive)])
+        batch.actions[alive, step], batch.tokens[alive, step] = actions, tokens
+        batch.num_steps[alive] += 1
+        if step + 1 == space.max_length:
+            break
+        if space.variable_length:
+            going = tokens != space.end
+            alive, groups, tokens = alive[going], groups[going], tokens[going]
+            if not len(alive):
+                break
+        if intended is None:
+            first, child = group_children(groups, tokens.astype(np.int64), space.num_actions)
+            device = state.running_sum.device
+            parents = torch.from_numpy(groups[first]).to(device)
+            state = policy.extend(state, parents, torch.from_numpy(tokens[first].astype(np.int64)).to(device))
+            groups = child
+    batch.log_behaviour[:] = log_behaviour
+    return batch
+
+
+def behaviour(log_policy: Tensor, temperature: float, epsilon: float, allowed: np.ndarray) -> np.ndarray:
+    """float64 [N, A]: the policy at `temperature`, mixed with a share `epsilon` of the uniform one on `allowed` [A]."""
+    probabilities = (log_policy / temperature).softmax(-1).double().cpu().numpy()
+    return (1 - epsilon) * probabilities + epsilon * allowed / allowed.sum()
+
+
+def _choose(probabilities: np.ndarray, groups: np.ndarray, uniforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Actions int64 [B] and their log-probs, from `probabilities` [N, A], the row of each, and one uniform each."""
+    thresholds = np.cumsum(probabilities, 1)
+    thresholds /= thresholds[:, -1:]
+    thresholds[thresholds >= 1 - 1e-9] = np.inf  # rounding must not let an impossible last action through
+    actions = (uniforms[:, None] >= thresholds[groups]).sum(1)
+    return actions, np.log(probabilities[groups, actions])

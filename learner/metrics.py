@@ -1,0 +1,71 @@
+"""Metrics of a set of samples. Shapes: n samples, T positions."""
+
+import numpy as np
+
+from learner.configs import StrictConfig
+from pydantic import Field
+
+
+class SampleMetricsConfig(StrictConfig):
+    """How many samples are drawn for the sample metrics, and what counts as a mode."""
+
+    num_samples: int = Field(2048, ge=2, le=1_000_000)
+    """Sequences drawn (with the environment's noise) for each evaluation."""
+    mode_cutoff: float = Field(0.9, ge=0)
+    """A mode scores at least this (units of the score)."""
+    mode_distance: int = Field(2, ge=0)
+    """Modes differ from each other in more than this many positions."""
+
+
+def find_modes(tokens: np.ndarray, scores: np.ndarray, *, cutoff: float, distance: int) -> np.ndarray:
+    """Indices of the modes among `tokens` int [n, T] with `scores` float [n], best first.
+
+    Visits samples in order of falling score and keeps one if its Hamming distance to every kept one exceeds `distance`
+    and its score reaches `cutoff`.
+    """
+    candidates = np.flatnonzero(scores >= cutoff)
+    candidates = candidates[np.argsort(-scores[candidates], kind="stable")]
+    kept: list[int] = []
+    while len(candidates):
+        kept.append(int(candidates[0]))
+        candidates = candidates[(tokens[candidates] != tokens[candidates[0]]).sum(1) > distance]
+    return np.asarray(kept, dtype=np.int64)
+
+
+def mean_pairwise_hamming(tokens: np.ndarray) -> float:
+    """Mean number of differing positions over all pairs of `tokens` int [n, T], from per-position counts."""
+    count = len(tokens)
+    if count < 2:
+        return 0.0
+    agreeing = 0.0
+    for column in tokens.T:
+        occurrences = np.unique(column, return_counts=True)[1].astype(np.float64)
+        agreeing += (occurrences * (occurrences - 1)).sum()
+    return float(tokens.shape[1] - agreeing / (count * (count - 1)))
+
+
+def sample_metrics(
+    tokens: np.ndarray, scores: np.ndarray, config: SampleMetricsConfig, *, reference: np.ndarray | None = None
+) -> dict[str, float]:
+    """Score, diversity and novelty of samples `tokens` int [n, T] (padding included) with `scores` float [n].
+
+    `reference` int [m, T]: sequences that do not count as novel.
+    """
+    if len(tokens) == 0:
+        raise ValueError("no sample to measure: every one was rejected")
+    distinct = np.unique(tokens, axis=0)
+    ordered = np.sort(scores)[::-1]
+    metrics = {
+        "mean_score": float(scores.mean()),
+        "median_score": float(np.median(scores)),
+        "q90_score": float(np.quantile(scores, 0.9)),
+        "top100_mean": float(ordered[:100].mean()),
+        "unique_fraction": len(distinct) / len(tokens),
+        "mean_hamming": mean_pairwise_hamming(tokens),
+        "num_modes": len(find_modes(tokens, scores, cutoff=config.mode_cutoff, distance=config.mode_distance)),
+    }
+    if reference is not None:
+        known = {row.tobytes() for row in np.ascontiguousarray(reference, dtype=tokens.dtype)}
+        novel = np.fromiter((row.tobytes() not in known for row in np.ascontiguousarray(distinct)), bool)
+        metrics["novelty"] = float(novel.mean())
+    return metrics

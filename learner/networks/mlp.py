@@ -1,0 +1,114 @@
+"""A multi-layer perceptron over prefixes whose first layer is a running sum of embeddings.
+
+The first layer of an MLP on a flattened one-hot prefix is a sum of one embedding a position, so all prefixes of a
+sequence cost one gather and one cumulative sum, and a rollout step adds one embedding. Position-specific embeddings of
+the k-mers that end at a position join the same sum.
+
+Shapes: B batch, T steps, N prefixes, A actions, H hidden, O outputs.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from learner.configs import StrictConfig
+from learner.space import SequenceSpace
+
+MAX_EMBEDDINGS = 4_000_000
+
+
+class MLPConfig(StrictConfig):
+    """Size of a prefix MLP."""
+
+    name: Literal["mlp"] = "mlp"
+    """Kind of network."""
+    hidden_size: int = Field(256, ge=1, le=65536)
+    """Units a hidden layer."""
+    num_layers: int = Field(3, ge=1, le=32)
+    """Hidden layers, the embedding layer included."""
+    kmer_sizes: tuple[int, ...] = (2, 3, 4)
+    """Lengths k >= 2 of the position-specific k-mer embeddings in the first layer; [] for none."""
+
+
+class PrefixState(NamedTuple):
+    """N prefixes of one depth, in the form that a rollout extends token by token."""
+
+    running_sum: Tensor
+    """float [N, H]: sum of the embeddings so far."""
+    recent: Tensor
+    """int64 [N, k_max - 1]: last tokens, newest last."""
+    depth: int
+
+
+class PrefixMLP(nn.Module):
+    """Outputs [.., O] for prefixes of sequences in `space`; the last layer starts at zero."""
+
+    def __init__(self, space: SequenceSpace, num_outputs: int, config: MLPConfig):
+        super().__init__()
+        if any(k < 2 or k > space.max_length for k in config.kmer_sizes):
+            raise ValueError(f"kmer_sizes: each must lie in 2..{space.max_length} (the length), got {config.kmer_sizes}")
+        self.num_steps, self.num_actions = space.max_length, space.num_actions
+        self.kmer_sizes = (1, *sorted(set(config.kmer_sizes)))
+        sizes = [self.num_steps * self.num_actions**k for k in self.kmer_sizes]
+        if sum(sizes) > MAX_EMBEDDINGS:
+            raise ValueError(f"kmer_sizes {config.kmer_sizes} need {sum(sizes):,} embeddings; at most {MAX_EMBEDDINGS:,}")
+        self.offsets = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.padding = sum(sizes)  # one row that stays zero: a k-mer that would start before the sequence
+        hidden = config.hidden_size
+        self.embedding = nn.Parameter(torch.zeros(self.padding + 1, hidden))
+        nn.init.normal_(self.embedding.data[: sizes[0]], std=self.num_steps**-0.5)
+        self.position_bias = nn.Parameter(torch.randn(self.num_steps + 1, hidden) * 0.1)
+        self.hidden = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(config.num_layers - 1))
+        self.head = nn.Linear(hidden, num_outputs)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """Outputs [N, O] of the prefixes at flat positions `rows` int64 [N] (b*(T+1) + t) of `tokens` int64 [B, T]."""
+        batch, steps = tokens.shape
+        embedded = self._embed(self._kmer_rows(tokens)).view(batch, steps, -1)
+        sums = nn.functional.pad(embedded.cumsum(1), (0, 0, 1, 0)) + self.position_bias
+        return self._dense(sums.view(batch * (steps + 1), -1).index_select(0, rows))
+
+    def start(self) -> PrefixState:
+        """The root."""
+        device = self.embedding.device
+        recent = torch.zeros(1, max(self.kmer_sizes) - 1, dtype=torch.int64, device=device)
+        return PrefixState(torch.zeros(1, self.embedding.shape[1], device=device), recent, 0)
+
+    def extend(self, state: PrefixState, parents: Tensor, tokens: Tensor) -> PrefixState:
+        """The prefixes `parents[i]` int64 [N'] followed by `tokens[i]` int64 [N']."""
+        window = torch.cat([state.recent[parents], tokens[:, None]], 1)
+        added = self._embed(self._kmer_rows(window, at=state.depth))
+        return PrefixState(state.running_sum[parents] + added, window[:, 1:], state.depth + 1)
+
+    def outputs(self, state: PrefixState) -> Tensor:
+        """[N, O]; equal to `forward` on the same prefixes."""
+        return self._dense(state.running_sum + self.position_bias[state.depth])
+
+    def _dense(self, sums: Tensor) -> Tensor:
+        x = torch.relu(sums)
+        for layer in self.hidden:
+            x = torch.relu(layer(x))
+        return self.head(x)
+
+    def _embed(self, kmer_rows: Tensor) -> Tensor:
+        return nn.functional.embedding_bag(kmer_rows, self.embedding, mode="sum", padding_idx=self.padding)
+
+    def _kmer_rows(self, tokens: Tensor, at: int | None = None) -> Tensor:
+        """Embedding rows int64 [n, K] of the k-mers that end at each position of `tokens`, or at step `at` of its windows."""
+        if at is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        else:
+            positions = torch.tensor([at], device=tokens.device)
+        width, columns, codes = tokens.shape[1], [], torch.zeros_like(tokens)
+        for lag in range(max(self.kmer_sizes)):
+            shifted = tokens if lag == 0 else nn.functional.pad(tokens[:, : width - lag], (lag, 0))
+            codes = codes + shifted * self.num_actions**lag
+            if lag + 1 in self.kmer_sizes:
+                offset = self.offsets[self.kmer_sizes.index(lag + 1)]
+                rows = offset + positions * self.num_actions ** (lag + 1) + (codes if at is None else codes[:, -1:])
+                columns.append(torch.where(positions >= lag, rows, self.padding))
+        return torch.stack(columns, -1).view(-1, len(columns))
