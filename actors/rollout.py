@@ -47,6 +47,10 @@ class ActorsConfig(StrictConfig):
     """An actor whose call takes longer is taken for dead."""
     num_cpus: float = Field(0.5, ge=0)
     """CPU share that Ray reserves for a rollout actor."""
+    learner_num_cpus: float = Field(1.0, ge=0)
+    """CPUs that Ray reserves for the learner, which also sets its number of threads."""
+    learner_num_gpus: float = Field(1.0, ge=0)
+    """GPUs, or the share of one, for the learner, if learner.device allows and the cluster has any."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 Shapes: B batch, T steps, A actions, N distinct prefixes.
 """
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +31,11 @@ class ObjectiveConfig(StrictConfig):
     """sgfn_db: P_B(a|s') by Bayes from policy and dynamics, or a softmax head limited to possible actions."""
     backward_support: float = Field(1e-3, gt=0, lt=1)
     """backward learned: an action is possible if the dynamics model gives the outcome more than this probability."""
+
+
+def uses_backward_head(objective: ObjectiveConfig) -> bool:
+    """Whether the policy network needs a head for P_B."""
+    return objective.name != "gfn_db" and objective.backward == "learned"
 
 
 class LearnerConfig(StrictConfig):
@@ -66,6 +71,17 @@ class Trajectories(Protocol):
     @property
     def scores(self) -> np.ndarray: ...
     def __len__(self) -> int: ...
+
+
+class EvaluationWeights(NamedTuple):
+    """What evaluation and sampling need of a learner."""
+
+    step: int
+    """Learner steps taken."""
+    policy: np.ndarray
+    """float32 [P]: parameters of the averaged policy."""
+    dynamics: np.ndarray
+    """float32 [Q]: parameters of the dynamics model."""
 
 
 class TensorBatch:
@@ -105,7 +121,7 @@ class GFlowNetLearner:
         self.dynamics_config, self.total_steps = dynamics, total_steps
         self.device = resolve_device(learner.device)
         self.uses_dynamics = objective.name != "gfn_db"
-        self.uses_backward_head = self.uses_dynamics and objective.backward == "learned"
+        self.uses_backward_head = uses_backward_head(objective)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.policy = Policy(space, network, backward_head=self.uses_backward_head).to(self.device)
@@ -214,6 +230,11 @@ class GFlowNetLearner:
     def weights(self) -> np.ndarray:
         """A copy of the policy's parameters, float32 [P], for rollout workers."""
         return self.policy_weights.vector.detach().cpu().numpy().copy()
+
+    def evaluation_weights(self) -> EvaluationWeights:
+        """A copy of the averaged policy and of the dynamics model."""
+        policy, dynamics = self.averaged, self.dynamics_weights.vector.detach()
+        return EvaluationWeights(self.step, policy.cpu().numpy().copy(), dynamics.cpu().numpy().copy())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training goes on from: plain tensors and numbers."""

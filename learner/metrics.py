@@ -45,18 +45,19 @@ def mean_pairwise_hamming(tokens: np.ndarray) -> float:
 
 
 def sample_metrics(
-    tokens: np.ndarray, scores: np.ndarray, config: SampleMetricsConfig, *, reference: np.ndarray | None = None
+    tokens: np.ndarray, scores: np.ndarray, config: SampleMetricsConfig
 ) -> dict[str, float]:
-    """Score, diversity and novelty of samples `tokens` int [n, T] (padding included) with `scores` float [n].
+    """Score and diversity of samples `tokens` int [n, T] (one token for all padding) with `scores` float [n].
 
-    `reference` int [m, T]: sequences that do not count as novel.
+    `mean_score_error` is the standard error of the mean. Raises ValueError if there is no sample.
     """
     if len(tokens) == 0:
         raise ValueError("no sample to measure: every one was rejected")
     distinct = np.unique(tokens, axis=0)
     ordered = np.sort(scores)[::-1]
-    metrics = {
+    return {
         "mean_score": float(scores.mean()),
+        "mean_score_error": float(scores.std(ddof=1) / len(scores) ** 0.5) if len(scores) > 1 else float("inf"),
         "median_score": float(np.median(scores)),
         "q90_score": float(np.quantile(scores, 0.9)),
         "top100_mean": float(ordered[:100].mean()),
@@ -64,8 +65,9 @@ def sample_metrics(
         "mean_hamming": mean_pairwise_hamming(tokens),
         "num_modes": len(find_modes(tokens, scores, cutoff=config.mode_cutoff, distance=config.mode_distance)),
     }
-    if reference is not None:
-        known = {row.tobytes() for row in np.ascontiguousarray(reference, dtype=tokens.dtype)}
-        novel = np.fromiter((row.tobytes() not in known for row in np.ascontiguousarray(distinct)), bool)
-        metrics["novelty"] = float(novel.mean())
-    return metrics
+
+
+def novelty(sequences: np.ndarray, reference: np.ndarray) -> float:
+    """Share of the distinct `sequences` bytes [n] that are not in `reference` bytes [m]."""
+    distinct = np.unique(sequences)
+    return float(np.isin(distinct, reference, invert=True).mean())

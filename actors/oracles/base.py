@@ -18,6 +18,8 @@ class Oracle(Protocol):
 
     enumerable: bool
     """Whether scoring the whole space is cheap, so that exact evaluation may do it."""
+    reference: np.ndarray | None
+    """bytes [m]: sequences measured beforehand, against which samples may be novel; None if there is no such list."""
 
     def score(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """float32 [B] raw scores of `tokens` int [B, T] with `lengths` int [B]; NaN where there is no score.

@@ -62,6 +62,7 @@ class CallableOracle:
     """Scores by a user's function; a sequence that makes it fail gets NaN, one that makes it hang too."""
 
     enumerable = False
+    reference = None
 
     def __init__(self, config: CallableOracleConfig, environment: SequenceEnvironment):
         """Starts the process, so that a function that cannot be imported is an OracleDataError at once."""

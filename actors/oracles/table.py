@@ -16,6 +16,7 @@ class TableOracle:
     """The score of every sequence of a fixed-length space, by its index in base V."""
 
     enumerable = True
+    reference = None
 
     def __init__(self, scores: np.ndarray, num_tokens: int):
         """`scores` float32 [V^T] in lexicographic order of the sequences."""
@@ -94,6 +95,7 @@ class LookupOracle:
         if config.normalise == "minmax":
             low, high = self._scores.min(), self._scores.max()
             self._scores = (self._scores - low) / (high - low)
+        self.reference = self._sequences
         self._missing = np.float32(np.nan if config.missing_score is None else config.missing_score)
 
     def score(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -124,24 +126,34 @@ def _check_scores(scores: np.ndarray, config: LookupConfig, origin: str) -> None
 
 def csv_oracle(config: CsvOracleConfig, environment: SequenceEnvironment) -> LookupOracle:
     """Read the CSV file; raises OracleDataError naming file, row and column of the first fault."""
-    sequences, scores = [], []
-    try:
-        with open(config.path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            for column in (config.sequence_column, config.score_column):
-                if column not in (reader.fieldnames or ()):
-                    raise OracleDataError(f"{config.path}: no column {column!r}; it has {reader.fieldnames}")
-            for row in reader:
-                sequences.append((row[config.sequence_column] or "").strip())
-                scores.append(_number(row[config.score_column], f"{config.path}: line {reader.line_num}"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise OracleDataError(f"{config.path}: cannot be read ({error})") from error
+    sequences, texts = _read_columns(config.path, [config.sequence_column, config.score_column])
+    scores = [_number(text, f"{config.path}: row {row}") for row, text in enumerate(texts, 1)]
     return _lookup(environment, sequences, np.asarray(scores), config, str(config.path))
 
 
-def _number(text: str | None, where: str) -> float:
+def read_sequences(path: Path, column: str = "sequence") -> list[str]:
+    """The sequences in one column of a CSV file; raises OracleDataError."""
+    return _read_columns(path, [column])[0]
+
+
+def _read_columns(path: Path, columns: list[str]) -> list[list[str]]:
     try:
-        return float(text or "")
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            for column in columns:
+                if column not in (reader.fieldnames or ()):
+                    raise OracleDataError(f"{path}: no column {column!r}; it has {reader.fieldnames}")
+            rows = [[(row[column] or "").strip() for column in columns] for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise OracleDataError(f"{path}: cannot be read ({error})") from error
+    if not rows:
+        raise OracleDataError(f"{path}: holds no sequence")
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        return float(text)
     except ValueError:
         raise OracleDataError(f"{where} has the score {text!r}; allowed: a number") from None
 

@@ -7,7 +7,7 @@ the k-mers that end at a position join the same sum.
 Shapes: B batch, T steps, N prefixes, A actions, H hidden, O outputs.
 """
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from learner.configs import StrictConfig
 from learner.space import SequenceSpace
 
-MAX_EMBEDDINGS = 4_000_000
+MAX_EMBEDDINGS = 1_000_000
 
 
 class MLPConfig(StrictConfig):
@@ -28,8 +28,9 @@ class MLPConfig(StrictConfig):
     """Units a hidden layer."""
     num_layers: int = Field(3, ge=1, le=32)
     """Hidden layers, the embedding layer included."""
-    kmer_sizes: tuple[int, ...] = (2, 3, 4)
-    """Lengths k >= 2 of the position-specific k-mer embeddings in the first layer; [] for none."""
+    kmer_sizes: tuple[Annotated[int, Field(ge=2, le=12)], ...] = (2, 3, 4)
+    """Lengths of the position-specific k-mer embeddings in the first layer; [] for none. Those longer than the sequence
+    are left out."""
 
 
 class PrefixState(NamedTuple):
@@ -47,13 +48,14 @@ class PrefixMLP(nn.Module):
 
     def __init__(self, space: SequenceSpace, num_outputs: int, config: MLPConfig):
         super().__init__()
-        if any(k < 2 or k > space.max_length for k in config.kmer_sizes):
-            raise ValueError(f"kmer_sizes: each must lie in 2..{space.max_length} (the length), got {config.kmer_sizes}")
         self.num_steps, self.num_actions = space.max_length, space.num_actions
-        self.kmer_sizes = (1, *sorted(set(config.kmer_sizes)))
+        self.kmer_sizes = (1, *sorted({k for k in config.kmer_sizes if k <= space.max_length}))
         sizes = [self.num_steps * self.num_actions**k for k in self.kmer_sizes]
         if sum(sizes) > MAX_EMBEDDINGS:
-            raise ValueError(f"kmer_sizes {config.kmer_sizes} need {sum(sizes):,} embeddings; at most {MAX_EMBEDDINGS:,}")
+            raise ValueError(
+                f"network.kmer_sizes {config.kmer_sizes} need {sum(sizes):,} embeddings for {self.num_actions} actions and "
+                f"length {self.num_steps}; at most {MAX_EMBEDDINGS:,} are allowed: use smaller sizes or []"
+            )
         self.offsets = [sum(sizes[:i]) for i in range(len(sizes))]
         self.padding = sum(sizes)  # one row that stays zero: a k-mer that would start before the sequence
         hidden = config.hidden_size

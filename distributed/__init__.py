@@ -1,0 +1,1 @@
+"""Ray shells, the training loop, the command line, MLflow tracking, reports."""

@@ -1,0 +1,226 @@
+"""The whole configuration of an experiment: YAML file + command line -> frozen, validated sections."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from actors.environments.sequence import EnvironmentConfig
+from actors.oracles.registry import OracleConfig
+from actors.oracles.tfbind8 import TFBind8Config
+from actors.replay_buffer import ReplayConfig
+from actors.rollout import ActorsConfig
+from learner.configs import StrictConfig
+from learner.dynamics import DynamicsConfig
+from learner.gflownet import LearnerConfig, ObjectiveConfig
+from learner.metrics import SampleMetricsConfig
+from learner.networks import MLPConfig, NetworkConfig
+from learner.rewards import RewardConfig
+
+DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "tune_configs" / "tfbind8.yaml"
+MAX_CONFIG_BYTES = 1_000_000
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; each line of the message names a key, what was given and what is allowed."""
+
+
+class RunConfig(StrictConfig):
+    """What is run, where, and for how long."""
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Name of the run and its folder; null: made from the config's file name and the time."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of everything random."""
+    backend: Literal["ray", "serial"] = "ray"
+    """ray: actors on this machine or a cluster; serial: the same loop in one process, reproducible to the bit."""
+    address: str | None = None
+    """Ray cluster to attach to: auto, or HOST:PORT; null: start Ray on this machine."""
+    num_learner_steps: int = Field(3000, ge=1)
+    """Gradient steps of the policy after which the run is done; the learning rate decays towards this end."""
+    max_seconds: float | None = Field(None, gt=0)
+    """Wall time after which the run ends cleanly even if steps are left; null: no limit."""
+    output_folder: Path = Path("runs")
+    """Where run folders are made."""
+    save_every_seconds: float = Field(30.0, gt=0)
+    """Interval between checkpoints of learner and buffer: the most that a crash can cost."""
+
+
+class EvaluationConfig(SampleMetricsConfig):
+    """How often and how the sampler is judged."""
+
+    every_steps: int = Field(250, ge=1)
+    """Learner steps between evaluations."""
+    exact: Literal["auto", "always", "never"] = "auto"
+    """Exact law by enumeration; auto: if the space has at most `max_sequences` and the oracle is a table."""
+    max_sequences: int = Field(4**10, ge=2)
+    """Largest space that is enumerated."""
+
+
+class TrackingConfig(StrictConfig):
+    """Where metrics go besides the run folder."""
+
+    mlflow: bool = True
+    """Log the run to MLflow."""
+    mlflow_uri: str | None = None
+    """Tracking server or store; null: $MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db in this folder."""
+    experiment: str = Field("default", min_length=1, max_length=200)
+    """MLflow experiment."""
+    log_every_steps: int = Field(20, ge=1)
+    """Learner steps between records of training metrics."""
+
+
+class ExperimentConfig(StrictConfig):
+    """All sections."""
+
+    run: RunConfig = RunConfig()
+    environment: EnvironmentConfig = EnvironmentConfig()
+    oracle: OracleConfig = TFBind8Config()
+    reward: RewardConfig = RewardConfig()
+    network: NetworkConfig = MLPConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    dynamics: DynamicsConfig = DynamicsConfig()
+    learner: LearnerConfig = LearnerConfig()
+    actors: ActorsConfig = ActorsConfig()
+    replay: ReplayConfig = ReplayConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ExperimentConfig":
+        if self.run.backend == "serial" and self.run.address is not None:
+            raise ValueError("run.address goes with run.backend: ray")
+        if self.run.address is not None and self.run.address.startswith("ray://"):
+            raise ValueError("run.address: ray:// is not supported; start the run on a node of the cluster with 'auto'")
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, in the form of a config file."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> ExperimentConfig:
+    """The configuration in the YAML file `path`, changed by `overrides` (("section.key", "value as YAML"), ...).
+
+    Raises ConfigError for a missing or malformed file, an unknown key, a wrong type, or a value out of range.
+    """
+    return validate(apply_overrides(read_yaml(path), overrides))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, read safely; raises ConfigError."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, which no config is")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    content = _parse_yaml(text, str(path))
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
+        raise ConfigError(f"{path}: a config is a mapping of sections ({', '.join(ExperimentConfig.model_fields)})")
+    return content
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """A copy of `values` with dotted keys replaced.
+
+    Choosing another `name` of the sections oracle and network discards what the file says of the old one.
+    """
+    values = {section: dict(keys) for section, keys in values.items()}
+    for key, text in sorted(overrides, key=lambda item: not item[0].endswith(".name")):
+        value = _parse_yaml(text, f"--{key}")
+        *parents, last = key.split(".")
+        if not parents:
+            raise ConfigError(f"--{key}: unknown option; config keys are given as --section.key value")
+        node = values
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"--{key}: {parent} is not a section")
+        if last == "name" and parents[-1] in ("oracle", "network") and node.get("name") != value:
+            node.clear()
+        node[last] = value
+    return values
+
+
+def validate(values: dict[str, Any]) -> ExperimentConfig:
+    """Raises ConfigError with one line for each fault."""
+    try:
+        return ExperimentConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(fault, values) for fault in error.errors())) from error
+
+
+def _explain(fault: ErrorDetails, values: dict[str, Any]) -> str:
+    location = [str(part) for part in fault["loc"]]
+    if len(location) > 1 and location[0] == "oracle":
+        location.pop(1)  # the tag of the union is not part of the key
+    key = ".".join(location)
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        section = _section_model(location[:-1], values)
+        return f"{key}: unknown key; allowed: {', '.join(section.model_fields) if section else 'see --help'}"
+    if fault["type"] == "union_tag_invalid":
+        return f"{key}.name: got {fault['ctx']['tag']!r}; allowed: {fault['ctx']['expected_tags']}"
+    if fault["type"] == "missing":
+        return f"{key}: missing; it has no default"
+    if fault["type"] == "value_error" and isinstance(fault["input"], dict):
+        return f"{key}: {message}" if key else message
+    return f"{key}: got {fault['input']!r}; {message[:1].lower()}{message[1:]}"
+
+
+def _section_model(location: list[str], values: dict[str, Any]) -> type[BaseModel] | None:
+    if not location:
+        return ExperimentConfig
+    node, current = values, ExperimentConfig
+    for name in location:
+        node = node.get(name, {})
+        models = _models_of(current.model_fields[name].annotation) if name in current.model_fields else []
+        tagged = [m for m in models if node.get("name") in (None, *_literals(m))]
+        if not tagged:
+            return None
+        current = tagged[0]
+    return current
+
+
+def _models_of(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_of(part)]
+
+
+def _literals(model: type[BaseModel]) -> tuple[Any, ...]:
+    field = model.model_fields.get("name")
+    return getattr(field.annotation, "__args__", (None,)) if field else (None,)
+
+
+def describe_fields(model: type[BaseModel] = ExperimentConfig, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(key, default, description) of every config field, for help texts."""
+    for name, field in model.model_fields.items():
+        inner = _models_of(field.annotation)
+        if inner:
+            for part in inner:
+                tag = f" [{_literals(part)[0]}]" if len(inner) > 1 else ""
+                for key, default, text in describe_fields(part, f"{prefix}{name}."):
+                    yield key, default, text + tag
+        else:
+            default = "required" if field.is_required() else yaml.safe_dump(_plain(field.default)).split("\n...")[0].strip()
+            yield f"{prefix}{name}", default, " ".join((field.description or "").split())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value

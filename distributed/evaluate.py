@@ -1,0 +1,63 @@
+"""Judge a trained sampler:  python -m distributed.evaluate RUN_OR_CHECKPOINT [--json]
+
+Exact distances to the target where the space can be enumerated, and metrics of noisy samples. Reads a run folder, a
+checkpoint folder or a learner.pt file; --section.key value changes the configuration (for example evaluation.num_samples).
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from distributed import cli
+from distributed.checkpoints import load_sampler
+from distributed.config import ConfigError, ExperimentConfig, apply_overrides, validate
+from distributed.evaluation import Evaluator
+from distributed.experiment import make_environment, make_oracle
+from distributed.progress import configure_logging, print_summary
+from learner.checkpoint import CheckpointError
+from learner.gflownet import EvaluationWeights
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m distributed.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="run folder, checkpoint folder or learner.pt")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    options, overrides = cli.parse_with_overrides(parser, arguments)
+    configure_logging()
+    evaluator, weights = open_sampler(options.path, overrides)
+    try:
+        metrics = evaluator.exact_metrics(weights)[0] if evaluator.is_exact else {}
+        metrics |= evaluator.sample_metrics(weights)[0]
+    finally:
+        evaluator.oracle.close()
+    figures = metrics | {"num_learner_steps": weights.step, "seed": evaluator.config.run.seed}
+    if options.json:
+        print(json.dumps(figures, indent=2))
+    else:
+        print_summary(figures, str(options.path))
+    return cli.EXIT_DONE
+
+
+def open_sampler(path: Path, overrides: list[tuple[str, str]]) -> tuple[Evaluator, EvaluationWeights]:
+    """Evaluator and weights of a trained sampler; raises ConfigError for whatever cannot be read or does not fit."""
+    try:
+        config, weights = load_sampler(path)
+        config = override(config, overrides)
+        environment = make_environment(config)
+        evaluator = Evaluator(config, environment, make_oracle(config, environment))
+        evaluator.load(weights)
+    except (CheckpointError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    return evaluator, weights
+
+
+def override(config: ExperimentConfig, overrides: list[tuple[str, str]]) -> ExperimentConfig:
+    """`config` with dotted keys replaced; raises ConfigError."""
+    return validate(apply_overrides(config.model_dump(mode="json"), overrides)) if overrides else config
+
+
+if __name__ == "__main__":
+    cli.exit_with(main)

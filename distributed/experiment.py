@@ -1,0 +1,97 @@
+"""From a configuration to its parts: the same builders serve the driver, every actor and the serial backend."""
+
+import logging
+import zlib
+
+import numpy as np
+
+from actors.environments.sequence import SequenceEnvironment, SequenceError
+from actors.oracles.base import Oracle, OracleDataError
+from actors.oracles.registry import build_oracle
+from actors.oracles.table import read_sequences
+from actors.replay_buffer import ReplayBuffer
+from actors.rollout import RolloutWorker
+from distributed.config import ExperimentConfig
+from learner.gflownet import GFlowNetLearner, uses_backward_head
+from learner.policy import Policy
+
+logger = logging.getLogger(__name__)
+
+
+def derive_seed(seed: int, role: str, index: int = 0, incarnation: int = 0) -> int:
+    """A seed that differs between roles, actors of a role, and restarts of an actor, and is reproducible."""
+    sequence = np.random.SeedSequence([seed, zlib.crc32(role.encode()), index, incarnation])
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+
+
+def make_environment(config: ExperimentConfig) -> SequenceEnvironment:
+    """The environment."""
+    return SequenceEnvironment(config.environment)
+
+
+def make_policy(config: ExperimentConfig, environment: SequenceEnvironment) -> Policy:
+    """An untrained policy network on the CPU."""
+    return Policy(environment.space, config.network, backward_head=uses_backward_head(config.objective))
+
+
+def make_learner(config: ExperimentConfig) -> GFlowNetLearner:
+    """The learner, at step 0."""
+    return GFlowNetLearner(
+        make_environment(config).space,
+        network=config.network,
+        objective=config.objective,
+        dynamics=config.dynamics,
+        reward=config.reward,
+        learner=config.learner,
+        total_steps=config.run.num_learner_steps,
+        seed=derive_seed(config.run.seed, "learner"),
+    )
+
+
+def make_rollout_worker(config: ExperimentConfig, index: int, incarnation: int = 0) -> RolloutWorker:
+    """The `index`-th rollout worker with its own oracle; `incarnation` counts its restarts and changes its seed."""
+    environment = make_environment(config)
+    seed = derive_seed(config.run.seed, "rollout", index, incarnation)
+    oracle = build_oracle(config.oracle, environment)
+    return RolloutWorker(environment, oracle, make_policy(config, environment), config.actors, seed=seed)
+
+
+def make_replay_buffer(config: ExperimentConfig) -> ReplayBuffer:
+    """An empty replay buffer."""
+    return ReplayBuffer(config.replay, config.environment.length, seed=derive_seed(config.run.seed, "replay"))
+
+
+def num_dynamics_trajectories(config: ExperimentConfig, num_fresh: int) -> int:
+    """Replayed trajectories that the dynamics model needs for a learner call with `num_fresh` fresh ones."""
+    if config.dynamics.mode == "on_policy" or config.objective.name == "gfn_db":
+        return 0
+    total = num_fresh / (1 - config.replay.replay_share - config.replay.offline_share)
+    steps = max(1, round(total / config.learner.batch_size))
+    return steps * config.dynamics.num_rounds * config.dynamics.batch_size
+
+
+def offline_sequences(
+    config: ExperimentConfig, environment: SequenceEnvironment, oracle: Oracle
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """`tokens` [n, T] and `lengths` [n] of the offline data, or None; raises OracleDataError if they cannot be had."""
+    replay = config.replay
+    if replay.offline_source == "none":
+        return None
+    if replay.offline_source == "file":
+        assert replay.offline_path is not None
+        try:
+            tokens, lengths = environment.tokens(read_sequences(replay.offline_path), origin=str(replay.offline_path))
+        except SequenceError as error:
+            raise OracleDataError(str(error)) from error
+    else:
+        if not oracle.enumerable or environment.space.num_sequences > config.evaluation.max_sequences:
+            raise OracleDataError("replay.offline_source lower_half needs an oracle that is a table of an enumerable space")
+        tokens, lengths = environment.space.enumerate()
+        scores = oracle.score(tokens, lengths)
+        lower = np.isfinite(scores) & (scores <= np.nanmedian(scores))
+        tokens, lengths = tokens[lower], lengths[lower]
+    if len(tokens) > replay.offline_size:
+        rng = np.random.default_rng(derive_seed(config.run.seed, "offline"))
+        chosen = rng.choice(len(tokens), replay.offline_size, replace=False)
+        tokens, lengths = tokens[chosen], lengths[chosen]
+    return tokens, lengths

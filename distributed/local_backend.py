@@ -1,0 +1,99 @@
+"""The serial backend: rollout, replay and learner in one process, in a fixed order, reproducible to the bit."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from actors.replay_buffer import ReplayBuffer
+from actors.rollout import RolloutWorker
+from actors.trajectories import TrajectoryBatch, mix
+from distributed.backend import Accounting, RunFailed, StepResult
+from distributed.checkpoints import BUFFER_FILE, load_state, restore_learner, save_learner
+from distributed.config import ExperimentConfig
+from distributed.experiment import (
+    make_learner,
+    make_replay_buffer,
+    make_rollout_worker,
+    num_dynamics_trajectories,
+    offline_sequences,
+)
+from learner.gflownet import EvaluationWeights, GFlowNetLearner
+
+SOURCE = "serial"
+
+
+class SerialBackend:
+    """One worker, one buffer, one learner."""
+
+    def __init__(self, config: ExperimentConfig):
+        self.config, self.accounting = config, Accounting()
+        self.learner: GFlowNetLearner = make_learner(config)
+        self.buffer: ReplayBuffer = make_replay_buffer(config)
+        self.worker: RolloutWorker = make_rollout_worker(config, index=0)
+        self._number, self._earlier_cpu_seconds = 0, 0.0
+
+    def start(self, checkpoint: Path | None) -> None:
+        """Restore everything, generators of random numbers included, or prefill the offline data."""
+        if checkpoint is None:
+            offline = offline_sequences(self.config, self.worker.environment, self.worker.oracle)
+            if offline is not None:
+                batch, _ = self.worker.rollout_offline(*offline)
+                self.buffer.set_offline(batch)
+        else:
+            restore_learner(self.learner, checkpoint)
+            self.buffer.load(checkpoint / BUFFER_FILE)
+            state = load_state(checkpoint)["backend"]
+            self.accounting.load_state_dict(state["accounting"])
+            self.worker.load_state_dict(state["worker"])
+            self._number = state["number"]
+        self._earlier_cpu_seconds = self.accounting.cpu_seconds - time.process_time()
+
+    def step(self) -> StepResult:
+        """Draw, store, learn, hand the weights over."""
+        self.worker.set_weights(self.learner.weights(), self.accounting.policy_version)
+        fresh, report = self.worker.rollout()
+        stored = self.buffer.add(fresh, SOURCE, self._number)
+        self._number += 1
+        accounting = self.accounting
+        accounting.num_sampled += report.num_sampled
+        accounting.num_rejected += report.num_rejected
+        accounting.num_stored += stored
+        if not len(fresh):
+            raise RunFailed(f"all {report.num_sampled} trajectories of a rollout were rejected; see the warnings above")
+        draw = self.buffer.draw(len(fresh), num_dynamics_trajectories(self.config, len(fresh)))
+        metrics = learn(self.learner, fresh, draw.policy, draw.dynamics)
+        accounting.num_trained += len(fresh)
+        accounting.policy_version += 1
+        accounting.lags.append(0)
+        accounting.cpu_seconds = self._earlier_cpu_seconds + time.process_time()
+        metrics |= {"rollout_seconds": report.rollout_seconds, "oracle_seconds": report.oracle_seconds}
+        return StepResult(self.learner.step, metrics)
+
+    def evaluation_weights(self) -> EvaluationWeights:
+        """The averaged policy and the dynamics model."""
+        return self.learner.evaluation_weights()
+
+    def statistics(self) -> dict[str, float]:
+        """State of the replay buffer."""
+        return self.buffer.statistics()
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write learner and buffer; returns counters and the worker's generator."""
+        save_learner(self.learner, self.config, folder)
+        self.buffer.save(folder / BUFFER_FILE)
+        return {
+            "accounting": self.accounting.state_dict(),
+            "worker": self.worker.state_dict(),
+            "number": self._number,
+        }
+
+    def close(self) -> None:
+        """Release the oracle."""
+        self.worker.oracle.close()
+
+
+def learn(
+    learner: GFlowNetLearner, fresh: TrajectoryBatch, policy: TrajectoryBatch | None, dynamics: TrajectoryBatch | None
+) -> dict[str, float]:
+    """One call of the learner: `fresh` evenly mixed with replayed ones for the policy, `dynamics` for the dynamics."""
+    return learner.update(mix([fresh] if policy is None else [fresh, policy]), dynamics)

@@ -1,0 +1,82 @@
+"""Plots of a run, as PNG files."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import logomaker
+import numpy as np
+from matplotlib.figure import Figure
+
+from distributed.evaluation import ExactLaw
+
+CURVES = {
+    "loss": "balance loss",
+    "dynamics_ce": "dynamics cross-entropy [nats]",
+    "excess_kl": "excess KL to the target [nats]",
+    "exact_tv": "exact total variation",
+    "batch_score": "mean score",
+    "policy_lag": "policy lag [versions]",
+}
+
+
+def learning_curves(records: Iterable[dict[str, Any]], path: Path) -> None:
+    """One panel for each of `CURVES` that was recorded, over learner steps."""
+    records = list(records)
+    names = [name for name in CURVES if any(name in record for record in records)]
+    figure = Figure(figsize=(12, 3.2 * ((len(names) + 2) // 3)), layout="constrained")
+    for number, name in enumerate(names, 1):
+        axes = figure.add_subplot((len(names) + 2) // 3, 3, number)
+        points = [(record["step"], record[name]) for record in records if name in record]
+        axes.plot(*zip(*points, strict=True), lw=1.2)
+        axes.set(xlabel="learner step", title=CURVES[name])
+        if name in ("loss", "excess_kl") and all(value > 0 for _, value in points):
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def probability_scatter(law: ExactLaw, path: Path) -> None:
+    """Learned against target probability of every sequence, as a density."""
+    shown = law.target > 0
+    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    x, y = np.log10(law.target[shown]), np.log10(np.maximum(law.law[shown], 1e-300))
+    image = axes.hexbin(x, y, gridsize=70, bins="log", mincnt=1, cmap="viridis")
+    ends = [max(x.min(), y.min()), max(x.max(), y.max())]
+    axes.plot(ends, ends, color="tab:red", lw=1, label="perfect sampler")
+    axes.set(xlabel="log10 target probability", ylabel="log10 learned probability", title="every sequence of the space")
+    axes.legend()
+    figure.colorbar(image, label="sequences")
+    figure.savefig(path, dpi=110)
+
+
+def score_histogram(scores: np.ndarray, law: ExactLaw | None, path: Path) -> None:
+    """Scores of samples, beside the target's and the sampler's exact distribution of scores where known."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    known = scores if law is None else np.concatenate([scores, law.scores[np.isfinite(law.scores)]])
+    edges = np.linspace(known.min(), known.max() + 1e-9, 41)
+    axes.hist(scores, edges, density=True, alpha=0.5, label=f"{len(scores):,} samples")
+    if law is not None:
+        valid = np.isfinite(law.scores)
+        for values, label in ((law.target, "target"), (law.law, "sampler, exact")):
+            density, _ = np.histogram(law.scores[valid], edges, weights=values[valid], density=True)
+            axes.stairs(density, edges, label=label, lw=1.5)
+    axes.set(xlabel="score", ylabel="density")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def mode_logo(tokens: np.ndarray, alphabet: str, path: Path) -> None:
+    """Sequence logo (information content in bits) of modes `tokens` int [m, T]; end tokens are left out."""
+    import pandas
+
+    counts = np.stack([(tokens == index).sum(0) for index in range(len(alphabet))], 1).astype(float)
+    table = pandas.DataFrame(counts, columns=list(alphabet))
+    bits = logomaker.transform_matrix(table, from_type="counts", to_type="information")
+    figure = Figure(figsize=(max(4, 0.45 * tokens.shape[1] + 1), 2.4), layout="constrained")
+    axes = figure.add_subplot()
+    logomaker.Logo(bits, ax=axes, color_scheme="classic" if alphabet == "ACGT" else None)
+    axes.set(xlabel="position", ylabel="bits", title=f"{len(tokens)} modes")
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,95 @@
+"""What a run shows while it goes on and at its end. Progress goes to stderr, results to stdout."""
+
+import logging
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+logger = logging.getLogger(__name__)
+stderr = Console(stderr=True)
+LINE_SECONDS = 10.0
+"""Interval of progress lines where there is no terminal to draw on."""
+
+SHOWN = (
+    ("trajectories_per_second", "{:,.0f} traj/s"),
+    ("loss", "loss {:.3g}"),
+    ("dynamics_ce", "dynamics CE {:.3f}"),
+    ("excess_kl", "excess KL {:.3f}"),
+    ("policy_lag", "lag {:.1f}"),
+)
+"""The figures on the progress line, in order."""
+
+SUMMARY_ROWS = (
+    ("exact_tv", "exact total variation to the target", "{:.4f}"),
+    ("exact_kl", "exact KL(target ‖ sampler) [nats]", "{:.4f}"),
+    ("kl_floor", "  of which no policy can avoid (noise)", "{:.4f}"),
+    ("excess_kl", "  excess KL", "{:.4f}"),
+    ("exact_mean_score", "exact mean score", "{:.4f}"),
+    ("target_mean_score", "  of the target", "{:.4f}"),
+    ("dynamics_tv", "dynamics model: mean TV to the true kernel", "{:.4f}"),
+    ("mean_score", "mean score of samples", "{:.4f}"),
+    ("top100_mean", "mean of the top 100", "{:.4f}"),
+    ("num_modes", "modes", "{:,.0f}"),
+    ("unique_fraction", "unique fraction", "{:.4f}"),
+    ("num_trajectories", "trajectories sampled", "{:,.0f}"),
+    ("num_dropped", "  of which dropped", "{:,.0f}"),
+    ("num_learner_steps", "learner steps", "{:,.0f}"),
+    ("trajectories_per_second", "trajectories per second", "{:,.0f}"),
+    ("num_restarts", "actors restarted", "{:,.0f}"),
+    ("wall_seconds", "wall seconds", "{:.1f}"),
+    ("cpu_seconds", "CPU seconds", "{:.1f}"),
+)
+
+
+def configure_logging(verbose: bool = False) -> None:
+    """Log to stderr, above the progress bar."""
+    handler = RichHandler(console=stderr, show_path=False, omit_repeated_times=False)
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(message)s", handlers=[handler], force=True)
+    for name in ("matplotlib", "alembic", "mlflow", "urllib3", "git", "filelock", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class ProgressLine:
+    """A bar with the newest figures; on anything but a terminal, a line every few seconds."""
+
+    def __init__(self, total_steps: int):
+        self._figures: dict[str, float] = {}
+        self._last_line = time.monotonic()
+        self._bar = Progress(
+            SpinnerColumn(), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(), console=stderr, refresh_per_second=4, disable=not stderr.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("training", total=total_steps, figures="starting the actors")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, figures: dict[str, float]) -> None:
+        """Show `step` and the newest of the figures."""
+        self._figures |= figures
+        shown = " · ".join(form.format(self._figures[name]) for name, form in SHOWN if name in self._figures)
+        self._bar.update(self._task, completed=step, figures=shown)
+        if not stderr.is_terminal and time.monotonic() - self._last_line > LINE_SECONDS:
+            self._last_line = time.monotonic()
+            logger.info("step %d · %s", step, shown)
+
+
+def print_summary(summary: dict[str, Any], title: str, folder: str | None = None) -> None:
+    """The final table and the run folder, to stdout."""
+    table = Table(title=title, show_header=False)
+    for name, label, form in SUMMARY_ROWS:
+        if summary.get(name) is not None:
+            table.add_row(label, form.format(summary[name]), name)
+    console = Console()
+    console.print(table)
+    if folder is not None:
+        console.print(f"run folder: {folder}", soft_wrap=True)

@@ -1,0 +1,135 @@
+"""Thin Ray shells around the plain classes that do the work."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+
+from actors.replay_buffer import Draw
+from actors.rollout import RolloutReport
+from actors.trajectories import TrajectoryBatch, concatenate
+from distributed.checkpoints import BUFFER_FILE, restore_learner, save_learner
+from distributed.config import ExperimentConfig
+from distributed.experiment import make_learner, make_replay_buffer, make_rollout_worker
+from distributed.local_backend import learn
+from learner.gflownet import EvaluationWeights
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class RolloutActor:
+    """A rollout worker in a process of its own."""
+
+    def __init__(self, config: ExperimentConfig, index: int, incarnation: int):
+        torch.set_num_threads(1)
+        self._worker = make_rollout_worker(config, index, incarnation)
+        self._loaded: int | None = None
+
+    def ready(self) -> int:
+        """Process id, once everything is loaded."""
+        return os.getpid()
+
+    @ray.method(num_returns=2)
+    def rollout(self, weights: np.ndarray, version: int) -> tuple[TrajectoryBatch, RolloutReport]:
+        """A batch drawn with `weights` of `version`; batch and report are separate objects, so that the driver
+        fetches only the report."""
+        if version != self._loaded:
+            self._worker.set_weights(weights, version)
+            self._loaded = version
+        return self._worker.rollout()
+
+    @ray.method(num_returns=2)
+    def rollout_offline(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[TrajectoryBatch, RolloutReport]:
+        """Given sequences pushed through the noise process."""
+        return self._worker.rollout_offline(tokens, lengths)
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, num_cpus=0, concurrency_groups={"write": 1, "read": 1})
+class ReplayBufferActor:
+    """The replay buffer; adds and draws queue separately and share the data under a lock."""
+
+    def __init__(self, config: ExperimentConfig, checkpoint: Path | None):
+        self._buffer, self._lock = make_replay_buffer(config), threading.Lock()
+        if checkpoint is not None:
+            self._buffer.load(checkpoint / BUFFER_FILE)
+
+    @ray.method(concurrency_group="read")
+    def ready(self) -> tuple[int, int]:
+        """Process id, and the number of trajectories stored so far."""
+        return os.getpid(), self._buffer.num_added
+
+    @ray.method(concurrency_group="write")
+    def add(self, batch: TrajectoryBatch, source: str, number: int) -> int:
+        """Store the `number`-th batch of `source`; returns the trajectories accepted."""
+        with self._lock:
+            return self._buffer.add(batch, source, number)
+
+    @ray.method(concurrency_group="write")
+    def set_offline(self, *batches: TrajectoryBatch) -> int:
+        """Replace the offline trajectories; returns their number."""
+        with self._lock:
+            self._buffer.set_offline(concatenate(batches))
+            return self._buffer.num_offline
+
+    @ray.method(concurrency_group="read")
+    def draw(self, num_fresh: int, num_dynamics: int) -> Draw:
+        """Replayed trajectories for one call of the learner."""
+        with self._lock:
+            return self._buffer.draw(num_fresh, num_dynamics)
+
+    @ray.method(concurrency_group="read")
+    def statistics(self) -> dict[str, float]:
+        """Size, counts, scores, and CPU time of this process."""
+        with self._lock:
+            return self._buffer.statistics() | {"buffer_cpu_seconds": time.process_time()}
+
+    @ray.method(concurrency_group="read")
+    def save(self, folder: Path) -> None:
+        """Write everything into `folder`."""
+        with self._lock:
+            self._buffer.save(folder / BUFFER_FILE)
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class LearnerActor:
+    """The learner in a process of its own, on the GPU where it was given one."""
+
+    def __init__(self, config: ExperimentConfig, checkpoint: Path | None):
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        self._config, self._learner = config, make_learner(config)
+        if checkpoint is not None:
+            restore_learner(self._learner, checkpoint)
+        self._busy_seconds, self._started = 0.0, time.perf_counter()
+
+    def ready(self) -> int:
+        """Process id, once everything is loaded."""
+        return os.getpid()
+
+    @ray.method(num_returns=2)
+    def update(self, fresh: TrajectoryBatch, draw: Draw) -> tuple[dict[str, float], np.ndarray]:
+        """Train on `fresh` and the drawn trajectories; metrics and the new policy weights are separate objects."""
+        start = time.perf_counter()
+        metrics = learn(self._learner, fresh, draw.policy, draw.dynamics)
+        self._busy_seconds += time.perf_counter() - start
+        share = self._busy_seconds / (time.perf_counter() - self._started)
+        metrics |= {
+            "step": self._learner.step,
+            "learner_utilisation": share,
+            "learner_cpu_seconds": time.process_time(),
+        }
+        return metrics, self._learner.weights()
+
+    def weights(self) -> np.ndarray:
+        """Policy parameters for rollouts."""
+        return self._learner.weights()
+
+    def evaluation_weights(self) -> EvaluationWeights:
+        """The averaged policy and the dynamics model."""
+        return self._learner.evaluation_weights()
+
+    def save(self, folder: Path) -> None:
+        """Write the learner into `folder`."""
+        save_learner(self._learner, self._config, folder)

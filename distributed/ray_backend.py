@@ -1,0 +1,360 @@
+"""The Ray backend: rollout actors, a buffer actor and a learner actor, kept busy by a driver that moves only references.
+
+A rollout's batch goes by reference to the buffer and to the learner. Dead actors are replaced a bounded number of
+times: rollout actors with a new seed, buffer and learner from the newest checkpoint.
+"""
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
+
+from actors.rollout import RolloutReport
+from distributed.backend import Accounting, RunFailed, StepResult
+from distributed.checkpoints import CheckpointStore, load_state
+from distributed.config import ExperimentConfig
+from distributed.experiment import make_environment, num_dynamics_trajectories, offline_sequences
+from distributed.ray_actors import LearnerActor, ReplayBufferActor, RolloutActor
+from distributed.ray_runtime import beside_driver, connect, learner_gpus
+from actors.oracles.registry import build_oracle
+from learner.gflownet import EvaluationWeights
+
+logger = logging.getLogger(__name__)
+INFRASTRUCTURE = (RayActorError, ObjectLostError, WorkerCrashedError, GetTimeoutError)
+"""What a dead process, node or link looks like; anything else that a task raises is a fault of the program or oracle."""
+MAX_UPDATES_IN_FLIGHT = 2
+MAX_ADDS_IN_FLIGHT = 8
+MAX_EMPTY_BATCHES = 5
+"""Batches in a row of which every trajectory was rejected, after which the run ends."""
+POLL_SECONDS = 0.2
+
+
+@dataclass
+class Slot:
+    """A place for an actor, and how often it was filled."""
+
+    role: str
+    index: int
+    handle: Any
+    incarnation: int
+    restarts: int = 0
+
+    @property
+    def source(self) -> str:
+        """Unique name of the present actor, under which its batches are deduplicated."""
+        return f"{self.role}-{self.index}.{self.incarnation}"
+
+
+@dataclass
+class Pending:
+    """A call under way."""
+
+    kind: str
+    slot: Slot
+    handle: Any
+    deadline: float
+    batch: Any = None
+    """Reference of the trajectories concerned."""
+    count: int = 0
+    """Their number, once known."""
+    version: int = 0
+    """Policy version that drew them."""
+    weights: Any = None
+    """update: reference of the new weights."""
+    source: str = ""
+    number: int = 0
+
+
+@dataclass
+class FreshBatch:
+    """Trajectories that wait for the learner."""
+
+    reference: Any
+    count: int
+    version: int
+
+
+class RayBackend:
+    """Bounded queues between N rollout actors, one buffer and one learner."""
+
+    def __init__(self, config: ExperimentConfig, store: CheckpointStore):
+        self.config, self.store, self.accounting = config, store, Accounting()
+        self._pending: dict[Any, Pending] = {}
+        self._fresh: deque[FreshBatch] = deque()
+        self._numbers: Counter[str] = Counter()
+        self._cpu: dict[str, float] = {}
+        self._earlier_cpu_seconds, self._empty_batches, self._session = 0.0, 0, 0
+        self._weights: Any = None
+        self._owns_ray = False
+        self._rollouts: list[Slot] = []
+
+    def start(self, checkpoint: Path | None) -> None:
+        """Connect, make the actors (from `checkpoint`, if given), and prefill the offline data if there is no checkpoint."""
+        self._owns_ray = connect(self.config)
+        if checkpoint is not None:
+            state = load_state(checkpoint)["backend"]
+            self.accounting.load_state_dict(state["accounting"])
+            self._session = state["session"] + 1
+        self._earlier_cpu_seconds = self.accounting.cpu_seconds
+        first = self._session * (self.config.actors.max_restarts + 1)
+        self._learner = Slot("learner", 0, self._make_learner(checkpoint), first)
+        self._buffer = Slot("buffer", 0, self._make_buffer(checkpoint), first)
+        for index in range(self.config.actors.num_rollout_actors):
+            self._rollouts.append(Slot("rollout", index, self._make_rollout(index, first), first))
+        _, num_stored = self._ask(lambda: self._buffer.handle.ready.remote())
+        self.accounting.set_stored(num_stored)
+        self._weights = ray.put(self._ask(lambda: self._learner.handle.weights.remote()))
+        if checkpoint is None:
+            self._prefill()
+
+    def _make_learner(self, checkpoint: Path | None) -> Any:
+        actors = self.config.actors
+        options = LearnerActor.options(
+            num_cpus=actors.learner_num_cpus, num_gpus=learner_gpus(self.config), scheduling_strategy=beside_driver()
+        )
+        return options.remote(self.config, checkpoint)
+
+    def _make_buffer(self, checkpoint: Path | None) -> Any:
+        return ReplayBufferActor.options(scheduling_strategy=beside_driver()).remote(self.config, checkpoint)
+
+    def _make_rollout(self, index: int, incarnation: int) -> Any:
+        options = RolloutActor.options(num_cpus=self.config.actors.num_cpus, scheduling_strategy="SPREAD")
+        return options.remote(self.config, index, incarnation)
+
+    def _prefill(self) -> None:
+        if self.config.replay.offline_source == "none":
+            return
+        environment = make_environment(self.config)
+        oracle = build_oracle(self.config.oracle, environment)
+        offline = offline_sequences(self.config, environment, oracle)
+        oracle.close()
+        assert offline is not None
+        tokens, lengths = offline
+        size, batches = self.config.actors.batch_size, []
+        for start in range(0, len(tokens), size):
+            slot = self._rollouts[start // size % len(self._rollouts)]
+            end = start + size
+            batches.append(slot.handle.rollout_offline.remote(tokens[start:end], lengths[start:end])[0])
+        self._ask(lambda: self._buffer.handle.set_offline.remote(*batches))
+
+    def step(self) -> StepResult | None:
+        """Serve whatever call ends next until one of the learner's does; None after a second without."""
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            self._submit_rollouts()
+            self._submit_updates()
+            ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=POLL_SECONDS, fetch_local=False)
+            if not ready:
+                self._replace_overdue()
+            for reference in ready:
+                result = self._finish(reference)
+                if result is not None:
+                    return result
+        return None
+
+    def _submit_rollouts(self) -> None:
+        """Keep the rollout actors busy, unless learner or buffer lag behind."""
+        calls = Counter(id(p.slot) for p in self._pending.values() if p.kind == "rollout")
+        adds = sum(p.kind == "add" for p in self._pending.values())
+        room = len(self._rollouts) + MAX_UPDATES_IN_FLIGHT - len(self._fresh)
+        for depth in range(self.config.actors.max_in_flight):
+            for slot in self._rollouts:
+                if adds >= MAX_ADDS_IN_FLIGHT or sum(calls.values()) >= room or calls[id(slot)] > depth:
+                    continue
+                batch, report = slot.handle.rollout.remote(self._weights, self.accounting.policy_version)
+                self._track(report, "rollout", slot, batch=batch, source=slot.source)
+                calls[id(slot)] += 1
+
+    def _submit_updates(self) -> None:
+        updates = sum(p.kind == "update" for p in self._pending.values())
+        while self._fresh and updates < MAX_UPDATES_IN_FLIGHT and self.accounting.num_stored:
+            fresh = self._fresh.popleft()
+            if self.accounting.policy_version + updates - fresh.version > self.config.actors.max_policy_lag:
+                self.accounting.num_stale += fresh.count
+                continue
+            num_dynamics = num_dynamics_trajectories(self.config, fresh.count)
+            draw = self._buffer.handle.draw.remote(fresh.count, num_dynamics)
+            metrics, weights = self._learner.handle.update.remote(fresh.reference, draw)
+            self._track(
+                metrics, "update", self._learner,
+                batch=fresh.reference, count=fresh.count, version=fresh.version, weights=weights,
+            )  # fmt: skip
+            updates += 1
+
+    def _submit_add(self, batch: Any, count: int, source: str, number: int) -> None:
+        reference = self._buffer.handle.add.remote(batch, source, number)
+        self._track(reference, "add", self._buffer, batch=batch, count=count, source=source, number=number)
+
+    def _track(self, reference: Any, kind: str, slot: Slot, **details: Any) -> None:
+        deadline = time.monotonic() + self.config.actors.timeout_seconds
+        self._pending[reference] = Pending(kind, slot, slot.handle, deadline, **details)
+
+    def _finish(self, reference: Any) -> StepResult | None:
+        call = self._pending.pop(reference)
+        try:
+            value = ray.get(reference, timeout=self.config.actors.timeout_seconds)
+        except (RayTaskError, *INFRASTRUCTURE) as error:
+            self._failed(call, error)
+            return None
+        if call.kind == "rollout":
+            self._rollout_done(call, value)
+        elif call.kind == "add":
+            self._add_done(call, value)
+        else:
+            return self._update_done(call, value)
+        return None
+
+    def _rollout_done(self, call: Pending, report: RolloutReport) -> None:
+        accounting, count = self.accounting, report.num_sampled - report.num_rejected
+        accounting.num_sampled += report.num_sampled
+        accounting.num_rejected += report.num_rejected
+        self._cpu[call.source] = report.cpu_seconds
+        self._empty_batches = 0 if count else self._empty_batches + 1
+        if self._empty_batches >= MAX_EMPTY_BATCHES:
+            raise RunFailed(f"{MAX_EMPTY_BATCHES} batches in a row had no valid score; see the warnings above")
+        if not count:
+            return
+        accounting.num_in_flight += count
+        self._submit_add(call.batch, count, call.source, self._numbers[call.source])
+        self._numbers[call.source] += 1
+        self._fresh.append(FreshBatch(call.batch, count, report.policy_version))
+
+    def _add_done(self, call: Pending, accepted: int) -> None:
+        """A batch that the buffer already had before it was restored is among those that `set_stored` counted."""
+        self.accounting.num_in_flight -= call.count
+        self.accounting.num_stored += accepted
+        self.accounting.num_lost += call.count - accepted
+
+    def _update_done(self, call: Pending, metrics: dict[str, float]) -> StepResult:
+        accounting = self.accounting
+        accounting.lags.append(accounting.policy_version - call.version)
+        accounting.policy_version += 1
+        accounting.num_trained += call.count
+        self._weights = call.weights
+        self._cpu[self._learner.source] = metrics.pop("learner_cpu_seconds")
+        accounting.cpu_seconds = self._earlier_cpu_seconds + time.process_time() + sum(self._cpu.values())
+        return StepResult(int(metrics.pop("step")), metrics)
+
+    def _failed(self, call: Pending, error: Exception) -> None:
+        """Recover from a failed call, or raise RunFailed if it was no matter of a dead process or node."""
+        _raise_if_fault(error)
+        if call.kind == "rollout":
+            if call.handle is call.slot.handle:
+                self._restart(call.slot, error)
+            return
+        self._replace_dead(error)
+        if call.kind == "update":
+            self._fresh.appendleft(FreshBatch(call.batch, call.count, call.version))
+        elif isinstance(_cause(error), ObjectLostError):  # its node died with the batch
+            self.accounting.num_in_flight -= call.count
+            self.accounting.num_lost += call.count
+        else:
+            self._submit_add(call.batch, call.count, call.source, call.number)
+
+    def _replace_overdue(self) -> None:
+        now = time.monotonic()
+        for reference, call in list(self._pending.items()):
+            if call.deadline < now and reference in self._pending:
+                del self._pending[reference]
+                ray.kill(call.handle, no_restart=True)
+                self._failed(call, GetTimeoutError(f"{call.source or call.slot.role} gave no answer in time"))
+
+    def _replace_dead(self, error: Exception) -> None:
+        """Replace learner and buffer if they do not answer."""
+        for slot in (self._learner, self._buffer):
+            try:
+                ray.get(slot.handle.ready.remote(), timeout=self.config.actors.timeout_seconds)
+            except INFRASTRUCTURE as silence:
+                self._restart(slot, silence if isinstance(silence, RayActorError) else error)
+
+    def _restart(self, slot: Slot, error: Exception) -> None:
+        _raise_if_fault(error)
+        if slot.restarts >= self.config.actors.max_restarts:
+            raise RunFailed(f"{slot.role} {slot.index} died {slot.restarts + 1} times; last: {_first_line(error)}")
+        ray.kill(slot.handle, no_restart=True)
+        slot.restarts += 1
+        slot.incarnation += 1
+        self.accounting.num_restarts += 1
+        logger.warning("%s %d died (%s); restart %d of at most %d, incarnation %d",
+                       slot.role, slot.index, _first_line(error), slot.restarts,
+                       self.config.actors.max_restarts, slot.incarnation)  # fmt: skip
+        checkpoint = next(iter(self.store.newest_first()), None)
+        if slot.role == "rollout":
+            slot.handle = self._make_rollout(slot.index, slot.incarnation)
+        elif slot.role == "learner":
+            slot.handle = self._make_learner(checkpoint)
+            self._weights = ray.put(self._ask(lambda: slot.handle.weights.remote()))
+            self.accounting.policy_version += 1
+        else:
+            slot.handle = self._make_buffer(checkpoint)
+            _, num_stored = self._ask(lambda: slot.handle.ready.remote())
+            self.accounting.set_stored(num_stored)
+
+    def _ask(self, call: Callable[[], Any], tries: int = 3) -> Any:
+        """The answer to a call of learner or buffer; replaces them if they die meanwhile."""
+        for attempt in range(tries):
+            try:
+                return ray.get(call(), timeout=self.config.actors.timeout_seconds)
+            except (RayTaskError, *INFRASTRUCTURE) as error:
+                _raise_if_fault(error)
+                if attempt + 1 == tries:
+                    raise RunFailed(f"no answer after {tries} tries: {_first_line(error)}") from error
+                self._replace_dead(error)
+
+    def evaluation_weights(self) -> EvaluationWeights:
+        """The averaged policy and the dynamics model."""
+        return self._ask(lambda: self._learner.handle.evaluation_weights.remote())
+
+    def statistics(self) -> dict[str, float]:
+        """State of the replay buffer, and of the queues."""
+        statistics = self._ask(lambda: self._buffer.handle.statistics.remote())
+        self._cpu[self._buffer.source] = statistics.pop("buffer_cpu_seconds")
+        return statistics | {"num_waiting_batches": len(self._fresh)}
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Have learner and buffer write themselves; raises OSError if they cannot, or died meanwhile."""
+        calls = [slot.handle.save.remote(folder) for slot in (self._learner, self._buffer)]
+        try:
+            ray.get(calls, timeout=self.config.actors.timeout_seconds)
+        except INFRASTRUCTURE as error:
+            self._replace_dead(error)
+            raise OSError(f"not saved: {_first_line(error)}") from error
+        return {"accounting": self.accounting.state_dict(), "session": self._session}
+
+    def close(self) -> None:
+        """End all actors, and Ray if this backend started it."""
+        if not ray.is_initialized():
+            return
+        slots = [*self._rollouts, *(getattr(self, name) for name in ("_learner", "_buffer") if hasattr(self, name))]
+        for slot in slots:
+            ray.kill(slot.handle, no_restart=True)
+        self._pending.clear()
+        self._fresh.clear()
+        if self._owns_ray:
+            ray.shutdown()
+
+
+def _cause(error: Exception) -> Exception:
+    return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, Exception) else error
+
+
+def _raise_if_fault(error: Exception) -> None:
+    """RunFailed for whatever a restart cannot mend: an exception raised by our code, a user's oracle, or a constructor."""
+    if isinstance(error, RayActorError) and getattr(error, "actor_init_failed", False):
+        raise RunFailed(f"an actor could not start: {_last_line(error)}") from error
+    if not isinstance(_cause(error), INFRASTRUCTURE):
+        raise RunFailed(_last_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

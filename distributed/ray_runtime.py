@@ -1,0 +1,92 @@
+"""Connecting to Ray: a private instance on this machine, or a running cluster."""
+
+import logging
+import math
+import os
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from distributed.backend import RunFailed
+from distributed.config import ConfigError, ExperimentConfig
+
+logger = logging.getLogger(__name__)
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("learner", "actors", "distributed")
+
+
+def connect(config: ExperimentConfig) -> bool:
+    """Start or attach to Ray as `run.address` says; returns whether this call did it, so that the caller shuts it down.
+
+    Raises RunFailed if there is no cluster, or it refuses, and ConfigError if it can never hold the actors asked for.
+    """
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if config.run.address is None:
+        _start_local(config)
+    else:
+        _attach(config)
+    return True
+
+
+def needed_cpus(config: ExperimentConfig) -> float:
+    """CPUs that the actors of a run reserve."""
+    return config.actors.learner_num_cpus + config.actors.num_rollout_actors * config.actors.num_cpus
+
+
+def _start_local(config: ExperimentConfig) -> None:
+    # first on every worker's path: another installed package is called `distributed` too
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
+    cpus = os.cpu_count() or 1
+    if needed_cpus(config) > cpus:
+        logger.info("the actors reserve %g CPUs, this machine has %d: they will share", needed_cpus(config), cpus)
+    ray.init(
+        address="local",
+        num_cpus=max(cpus, math.ceil(needed_cpus(config))),
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        logging_level=logging.WARNING,
+    )
+
+
+def _attach(config: ExperimentConfig) -> None:
+    import importlib
+
+    modules = [importlib.import_module(package) for package in PACKAGES]
+    try:
+        ray.init(address=config.run.address, logging_level=logging.WARNING, runtime_env={"py_modules": modules})
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise RunFailed(
+            f"run.address {config.run.address}: no Ray cluster answered ({error}). Is it running, and is its token in "
+            "~/.ray/auth_token on this machine (see README, 'Cluster')?"
+        ) from error
+    have = ray.cluster_resources().get("CPU", 0.0)
+    if needed_cpus(config) > have:
+        ray.shutdown()
+        raise ConfigError(
+            f"actors.num_rollout_actors: {config.actors.num_rollout_actors} actors of {config.actors.num_cpus:g} CPUs and a "
+            f"learner of {config.actors.learner_num_cpus:g} need {needed_cpus(config):g} CPUs; the cluster has {have:g}"
+        )
+
+
+def beside_driver() -> NodeAffinitySchedulingStrategy:
+    """Placement on the driver's node, whose disk holds the run folder."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def learner_gpus(config: ExperimentConfig) -> float:
+    """GPUs to reserve for the learner; raises ConfigError if one was asked for and the driver's node has none."""
+    node = ray.get_runtime_context().get_node_id()
+    here = next((n for n in ray.nodes() if n["NodeID"] == node), {"Resources": {}})
+    available = here["Resources"].get("GPU", 0.0)
+    if config.learner.device == "cpu" or config.actors.learner_num_gpus == 0:
+        return 0.0
+    if available >= config.actors.learner_num_gpus:
+        return config.actors.learner_num_gpus
+    if config.learner.device == "cuda":
+        raise ConfigError(
+            f"learner.device: cuda needs {config.actors.learner_num_gpus:g} GPU on the driver's node, which has {available:g}"
+        )
+    return 0.0

@@ -1,0 +1,116 @@
+"""Train a sampler:  python -m distributed.run [CONFIG.yaml] [--section.key value …] [--resume RUN_DIR]
+
+Without a config, the default task: stochastic GFlowNet on measured DNA binding (TFBind8). Leaves a folder runs/<name>/.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+from actors.environments.sequence import SequenceEnvironment
+from actors.oracles.base import OracleDataError
+from actors.oracles.registry import build_oracle
+from distributed import cli
+from distributed.backend import Backend
+from distributed.checkpoints import load_state, load_sampler
+from distributed.config import DEFAULT_CONFIG, ConfigError, ExperimentConfig, load_config
+from distributed.evaluation import Evaluator
+from distributed.experiment import make_environment, offline_sequences
+from distributed.progress import configure_logging, print_summary
+from distributed.run_folder import RunFolder, default_name
+from distributed.training_loop import DONE, INTERRUPTED, TrainingLoop
+from learner.checkpoint import CheckpointError
+from learner.gflownet import resolve_device
+
+logger = logging.getLogger(__name__)
+EXIT_CODES = {DONE: cli.EXIT_DONE, INTERRUPTED: cli.EXIT_INTERRUPTED}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m distributed.run", description=__doc__, epilog=cli.config_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("config", nargs="?", type=Path, default=None, help=f"YAML file (default {DEFAULT_CONFIG.name})")
+    parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="continue the run in this folder")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
+    options, overrides = cli.parse_with_overrides(parser, arguments)
+    configure_logging()
+    if options.resume is not None:
+        if options.config is not None:
+            raise ConfigError("--resume takes the config of the run; give no config file beside it")
+        folder = RunFolder.open(options.resume)
+        config = folder.load_config(overrides)
+        checkpoint, state = newest_readable(folder)
+    else:
+        file = options.config or DEFAULT_CONFIG
+        config = load_config(file, overrides)
+        if config.run.name is None:
+            config = config.model_copy(update={"run": config.run.model_copy(update={"name": default_name(file)})})
+        folder, checkpoint, state = None, None, None
+    if options.print_config:
+        print(config.to_yaml(), end="")
+        return cli.EXIT_DONE
+    return train(config, folder, checkpoint, state)
+
+
+def train(
+    config: ExperimentConfig, folder: RunFolder | None, checkpoint: Path | None, state: dict[str, Any] | None
+) -> int:
+    """Check everything that can be checked, make the run folder unless it is given, and run; returns the exit code."""
+    environment = make_environment(config)
+    evaluator = prepare(config, environment)
+    if folder is None:
+        folder = RunFolder.create(config)
+    else:
+        assert state is not None
+        folder.forget_metrics_after(state["step"])
+    logger.info("run folder %s", folder.path)
+    try:
+        loop = TrainingLoop(config, folder, make_backend(config, folder), evaluator)
+        summary = loop.run(checkpoint, state)
+    finally:
+        evaluator.oracle.close()
+    print_summary(summary, f"{config.run.name}: {summary['status']}", str(folder.path))
+    return EXIT_CODES.get(summary["status"], cli.EXIT_FAILED)
+
+
+def prepare(config: ExperimentConfig, environment: SequenceEnvironment) -> Evaluator:
+    """Load the oracle and enumerate the target; whatever is wrong with data or sizes is a ConfigError now."""
+    try:
+        resolve_device(config.learner.device) if config.run.backend == "serial" else None
+        oracle = build_oracle(config.oracle, environment)
+        offline_sequences(config, environment, oracle)
+        return Evaluator(config, environment, oracle)
+    except (OracleDataError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def make_backend(config: ExperimentConfig, folder: RunFolder) -> Backend:
+    """The backend that `run.backend` names; Ray is imported only if it is used."""
+    if config.run.backend == "serial":
+        from distributed.local_backend import SerialBackend
+
+        return SerialBackend(config)
+    from distributed.ray_backend import RayBackend
+
+    return RayBackend(config, folder.checkpoints)
+
+
+def newest_readable(folder: RunFolder) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint that can be read, and its state; raises ConfigError if there is none."""
+    faults = []
+    for checkpoint in folder.checkpoints.newest_first():
+        try:
+            load_sampler(checkpoint)
+            return checkpoint, load_state(checkpoint)
+        except CheckpointError as error:
+            logger.warning("%s; trying an older checkpoint", error)
+            faults.append(str(error))
+    raise ConfigError(f"--resume: {folder.path} holds no readable checkpoint. {'; '.join(faults)}")
+
+
+if __name__ == "__main__":
+    cli.exit_with(main)

@@ -1,0 +1,87 @@
+"""The folder of a run: resolved config, metrics, checkpoints, plots, summary."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distributed.checkpoints import CheckpointStore
+from distributed.config import ConfigError, ExperimentConfig, load_config
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config_file, self.metrics_file = path / "config.yaml", path / "metrics.jsonl"
+        self.summary_file, self.plots = path / "summary.json", path / "plots"
+        self.checkpoints = CheckpointStore(path / "checkpoints")
+
+    @classmethod
+    def create(cls, config: ExperimentConfig) -> "RunFolder":
+        """A new folder with the resolved config; raises ConfigError if it exists or cannot be made."""
+        assert config.run.name is not None
+        folder = cls(config.run.output_folder / config.run.name)
+        try:
+            folder.path.mkdir(parents=True)
+            folder.plots.mkdir()
+            folder.config_file.write_text(config.to_yaml())
+        except FileExistsError:
+            raise ConfigError(
+                f"run.name: the folder {folder.path} exists; choose another name, or continue it with --resume {folder.path}"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"run.output_folder: {folder.path} cannot be made ({error})") from error
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """An existing folder; raises ConfigError if it is none."""
+        folder = cls(path)
+        if not folder.config_file.is_file():
+            raise ConfigError(f"{path}: not a run folder (it has no config.yaml)")
+        return folder
+
+    def load_config(self, overrides: list[tuple[str, str]]) -> ExperimentConfig:
+        """The config of the run, changed by `overrides`; raises ConfigError."""
+        return load_config(self.config_file, overrides)
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl; raises OSError."""
+        with open(self.metrics_file, "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """The records of metrics.jsonl; a line cut short by a crash is passed over."""
+        if not self.metrics_file.exists():
+            return
+        with open(self.metrics_file) as file:
+            for line in file:
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the records of steps that a resumed run takes again."""
+        kept = [record for record in self.read_metrics() if record["step"] <= step]
+        self._replace(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json, whole or not at all; raises OSError."""
+        self._replace(self.summary_file, json.dumps(summary, indent=2) + "\n")
+
+    @staticmethod
+    def _replace(path: Path, text: str) -> None:
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_text(text)
+        os.replace(temporary, path)
+
+
+def default_name(config_file: Path) -> str:
+    """A name from the config's file name and the time."""
+    stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in config_file.stem).lstrip("._-") or "run"
+    return f"{stem[:60]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"

@@ -1,0 +1,141 @@
+"""MLflow, in a thread of its own: a store that is slow, or down, never slows or stops training."""
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from distributed.config import ExperimentConfig
+
+logger = logging.getLogger(__name__)
+MAX_BACKLOG = 20_000
+"""Records kept while the store is unreachable; beyond, the oldest go (metrics.jsonl has them all)."""
+MAX_METRICS_A_CALL = 1000
+CLOSE_SECONDS = 30.0
+"""How long the end of a run waits for the store."""
+
+
+def tracking_uri(config: ExperimentConfig) -> str:
+    """Where runs are logged: the config, or $MLFLOW_TRACKING_URI, or a sqlite file in this folder."""
+    return config.tracking.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+
+class MlflowTracker:
+    """Sends parameters, metrics and artifacts of one run; every method returns at once."""
+
+    def __init__(self, config: ExperimentConfig, *, run_id: str | None = None):
+        """Continues the MLflow run `run_id` if that is given."""
+        self._config, self.run_id = config, run_id
+        self._uri = tracking_uri(config)
+        self._backlog: deque[tuple[int, int, dict[str, float]]] = deque(maxlen=MAX_BACKLOG)
+        self._last_words: list[Callable[[Any], None]] = []
+        self._wake, self._closing, self._warned = threading.Event(), False, False
+        self._client: Any = None
+        self._parameters: list[Any] = []
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Queue metrics of a learner step."""
+        self._backlog.append((step, int(time.time() * 1000), metrics))
+        self._wake.set()
+
+    def close(self, status: str, artifacts: list[Path], summary: dict[str, Any]) -> None:
+        """Send what is left, the artifacts, the final figures and the status (FINISHED, FAILED or KILLED).
+
+        Waits for at most `CLOSE_SECONDS`.
+        """
+        numbers = {k: float(v) for k, v in summary.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        self.log(int(summary.get("num_learner_steps", 0)), {f"final_{name}": value for name, value in numbers.items()})
+        self._last_words = [lambda client, path=path: client.log_artifact(self.run_id, str(path), _place(path)) for path in artifacts]
+        self._last_words.append(lambda client: client.set_terminated(self.run_id, status))
+        self._closing = True
+        self._wake.set()
+        self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
+            logger.warning("MLflow at %s did not take the end of the run in time; see metrics.jsonl and summary.json", self._uri)
+
+    def _work(self) -> None:
+        pause = 1.0
+        while True:
+            self._wake.wait(timeout=1.0)
+            self._wake.clear()
+            try:
+                self._client = self._client or self._connect()
+                self._send_backlog()
+                if self._closing and not self._backlog:
+                    while self._last_words:
+                        self._last_words[0](self._client)
+                        del self._last_words[0]
+                    return
+                pause = 1.0
+            except Exception as error:  # the client raises many types; none of them may reach training
+                if not self._warned:
+                    logger.warning("MLflow at %s is unreachable (%s); metrics are kept and sent later", self._uri, _first_line(error))
+                    self._warned = True
+                time.sleep(pause)
+                pause = min(30.0, 2 * pause)
+
+    def _connect(self) -> Any:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        for name in ("alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(self._uri)
+        if self.run_id is not None:
+            try:
+                client.update_run(self.run_id, status="RUNNING")
+                return client
+            except MlflowException:
+                logger.warning("MLflow run %s is not in %s; a new one is made", self.run_id, self._uri)
+                self.run_id = None
+        name = self._config.tracking.experiment
+        experiment = client.get_experiment_by_name(name)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
+        run = client.create_run(experiment_id, run_name=self._config.run.name)
+        self.run_id = run.info.run_id
+        self._parameters = [Param(key, str(value)[:6000]) for key, value in flatten(self._config.model_dump(mode="json"))]
+        return client
+
+    def _send_backlog(self) -> None:
+        from mlflow.entities import Metric
+
+        while self._parameters:
+            self._client.log_batch(self.run_id, params=self._parameters[:100])
+            del self._parameters[:100]
+        while self._backlog:
+            taken, metrics = [], []
+            while self._backlog and len(metrics) < MAX_METRICS_A_CALL - 100:
+                taken.append(self._backlog.popleft())
+                step, when, values = taken[-1]
+                metrics += [Metric(name, float(value), when, step) for name, value in values.items()]
+            try:
+                self._client.log_batch(self.run_id, metrics=metrics)
+            except Exception:
+                self._backlog.extendleft(reversed(taken))
+                raise
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """("section.key", value) of nested mappings."""
+    pairs: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return pairs
+
+
+def _place(path: Path) -> str | None:
+    return {".png": "plots", ".pt": "model"}.get(path.suffix)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

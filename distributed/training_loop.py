@@ -1,0 +1,235 @@
+"""One training loop for every backend: step, record, evaluate, save, stop."""
+
+import logging
+import math
+import signal
+import subprocess
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from actors.trajectories import TrajectoryBatch
+from distributed import plots
+from distributed.backend import Backend, RunFailed, StepResult
+from distributed.checkpoints import LEARNER_FILE
+from distributed.config import ExperimentConfig
+from distributed.evaluation import Evaluator, ExactLaw
+from distributed.progress import ProgressLine
+from distributed.run_folder import RunFolder
+from distributed.tracking import MlflowTracker
+from learner.gflownet import EvaluationWeights
+from learner.metrics import find_modes
+
+logger = logging.getLogger(__name__)
+DONE, INTERRUPTED, FAILED = "done", "interrupted", "failed"
+MLFLOW_STATUS = {DONE: "FINISHED", INTERRUPTED: "KILLED", FAILED: "FAILED"}
+
+
+class StopSignal:
+    """Turns Ctrl-C and SIGTERM into a request that the loop honours between two steps; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        logger.warning("stopping after this step and saving; press Ctrl-C again to stop at once")
+
+
+class TrainingLoop:
+    """Drives a backend until the run is done, and leaves a complete run folder."""
+
+    def __init__(self, config: ExperimentConfig, folder: RunFolder, backend: Backend, evaluator: Evaluator):
+        self.config, self.folder, self.backend, self.evaluator = config, folder, backend, evaluator
+        self.step, self._tracker = 0, None
+        self._started, self._earlier_seconds = time.monotonic(), 0.0
+        self._sums: dict[str, list[float]] = {}
+        self._next_record, self._next_evaluation = 0, config.evaluation.every_steps
+        self._last_save = time.monotonic()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
+        self._evaluation: Future[tuple[int, dict[str, float]]] | None = None
+
+    def run(self, checkpoint: Path | None, state: dict[str, Any] | None) -> dict[str, Any]:
+        """Train, from `checkpoint` and its `state` if given; returns the summary, whose `status` says how it ended."""
+        state = state or {}
+        self.step, self._earlier_seconds = state.get("step", 0), state.get("wall_seconds", 0.0)
+        self._next_evaluation = (self.step // self.config.evaluation.every_steps + 1) * self.config.evaluation.every_steps
+        if self.config.tracking.mlflow:
+            self._tracker = MlflowTracker(self.config, run_id=state.get("mlflow_run_id"))
+        status, error = FAILED, None
+        try:
+            with StopSignal() as stop, ProgressLine(self.config.run.num_learner_steps) as progress:
+                try:
+                    self._train(checkpoint, stop, progress)
+                    status = INTERRUPTED if stop.requested else DONE
+                except KeyboardInterrupt:
+                    status = INTERRUPTED
+                    raise
+                except (RunFailed, OSError) as failure:
+                    error = failure
+                    logger.error("%s", failure)
+                return self._finish(status, error)
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self.backend.close()
+
+    def _train(self, checkpoint: Path | None, stop: StopSignal, progress: ProgressLine) -> None:
+        self.backend.start(checkpoint)
+        if checkpoint is None:
+            self._save()
+        trained, begun = self.backend.accounting.num_trained, time.monotonic()
+        while self.step < self.config.run.num_learner_steps and not stop.requested and not self._out_of_time():
+            result = self.backend.step()
+            if result is None:
+                continue
+            self.step = result.step
+            speed = (self.backend.accounting.num_trained - trained) / (time.monotonic() - begun)
+            recorded = self._record(result, speed) | self._collect_evaluation(wait=self.config.run.backend == "serial")
+            progress.update(self.step, recorded)
+            if self.step >= self._next_evaluation:
+                self._start_evaluation()
+            if time.monotonic() - self._last_save > self.config.run.save_every_seconds:
+                self._save()
+        self._collect_evaluation(wait=True)
+
+    def _out_of_time(self) -> bool:
+        limit = self.config.run.max_seconds
+        return limit is not None and time.monotonic() - self._started > limit
+
+    def _record(self, result: StepResult, speed: float) -> dict[str, float]:
+        """Average metrics until the next record is due; returns what was recorded."""
+        for name, value in result.metrics.items():
+            self._sums.setdefault(name, []).append(value)
+        if result.step < self._next_record:
+            return {}
+        self._next_record = result.step + self.config.tracking.log_every_steps
+        accounting = self.backend.accounting
+        means = {name: math.fsum(values) / len(values) for name, values in self._sums.items()}
+        self._sums = {}
+        record = means | accounting.take_lags() | accounting.counts() | {"trajectories_per_second": speed}
+        self._log(result.step, record)
+        return record
+
+    def _log(self, step: int, metrics: dict[str, float]) -> None:
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        try:
+            self.folder.append_metrics({"step": step, "wall_seconds": self._wall_seconds(), **finite})
+        except OSError as error:
+            logger.warning("metrics of step %d were not written (%s)", step, error)
+        if self._tracker is not None:
+            self._tracker.log(step, finite)
+
+    def _wall_seconds(self) -> float:
+        return self._earlier_seconds + time.monotonic() - self._started
+
+    def _start_evaluation(self) -> None:
+        """Evaluate in a thread, so that the actors are served meanwhile; not at all while the last one still runs."""
+        every = self.config.evaluation.every_steps
+        self._next_evaluation = (self.step // every + 1) * every
+        if self._evaluation is None:
+            weights, statistics = self.backend.evaluation_weights(), self.backend.statistics()
+            self._evaluation = self._pool.submit(self._evaluate, weights, statistics)
+
+    def _evaluate(self, weights: EvaluationWeights, statistics: dict[str, float]) -> tuple[int, dict[str, float]]:
+        return weights.step, statistics | self.evaluator.interim(weights)
+
+    def _collect_evaluation(self, *, wait: bool) -> dict[str, float]:
+        if self._evaluation is None or not (wait or self._evaluation.done()):
+            return {}
+        step, metrics = self._evaluation.result()
+        self._evaluation = None
+        self._log(step, metrics)
+        return metrics
+
+    def _save(self) -> None:
+        """Write a checkpoint; if that fails, the last one stays and the next interval tries again."""
+        self._last_save = time.monotonic()
+        try:
+            self.folder.checkpoints.write(self.step, self._write_checkpoint)
+        except OSError as error:
+            logger.warning("no checkpoint at step %d (%s); the last one is kept, and another try follows", self.step, error)
+
+    def _write_checkpoint(self, folder: Path) -> dict[str, Any]:
+        return {
+            "backend": self.backend.save(folder),
+            "step": self.step,
+            "wall_seconds": self._wall_seconds(),
+            "mlflow_run_id": self._tracker.run_id if self._tracker else None,
+        }
+
+    def _finish(self, status: str, error: Exception | None) -> dict[str, Any]:
+        """Save, judge and describe what was reached."""
+        summary: dict[str, Any] = {"status": status, "error": None if error is None else str(error)}
+        if status != FAILED:
+            self._save()
+            summary |= self._judge()
+        accounting, wall = self.backend.accounting, self._wall_seconds()
+        summary |= accounting.counts() | {
+            "num_trajectories": accounting.num_sampled,
+            "trajectories_per_second": accounting.num_sampled / max(wall, 1e-9),
+            "num_learner_steps": self.step,
+            "wall_seconds": wall,
+            "cpu_seconds": accounting.cpu_seconds,
+            "seed": self.config.run.seed,
+            "git_commit": git_commit(),
+        }
+        self.folder.write_summary(summary)
+        if self._tracker is not None:
+            self._tracker.close(MLFLOW_STATUS[status], self._artifacts(), summary)
+        return summary
+
+    def _judge(self) -> dict[str, float]:
+        weights = self.backend.evaluation_weights()
+        metrics, law = self.evaluator.exact_metrics(weights) if self.evaluator.is_exact else ({}, None)
+        sampled, samples = self.evaluator.sample_metrics(weights)
+        metrics |= sampled
+        self._log(weights.step, metrics)
+        self._draw_plots(law, samples)
+        return metrics
+
+    def _draw_plots(self, law: ExactLaw | None, samples: TrajectoryBatch) -> None:
+        folder, evaluation = self.folder.plots, self.config.evaluation
+        try:
+            plots.learning_curves(self.folder.read_metrics(), folder / "learning_curves.png")
+            plots.score_histogram(samples.scores, law, folder / "score_histogram.png")
+            if law is not None:
+                plots.probability_scatter(law, folder / "probability_scatter.png")
+            modes = find_modes(
+                samples.tokens, samples.scores, cutoff=evaluation.mode_cutoff, distance=evaluation.mode_distance
+            )
+            if len(modes):
+                environment = self.evaluator.environment
+                lengths = environment.lengths(samples.tokens, samples.num_steps)
+                tokens = environment.as_actions(samples.tokens, lengths)[modes]
+                plots.mode_logo(tokens, environment.config.alphabet, folder / "mode_logo.png")
+        except OSError as error:
+            logger.warning("plots were not written (%s)", error)
+
+    def _artifacts(self) -> list[Path]:
+        newest = self.folder.checkpoints.newest_first()[:1]
+        files = [self.folder.config_file, self.folder.summary_file, *sorted(self.folder.plots.glob("*.png"))]
+        return files + [checkpoint / LEARNER_FILE for checkpoint in newest]
+
+
+def git_commit() -> str | None:
+    """Commit of the program, or None outside a git checkout."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
