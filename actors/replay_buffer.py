@@ -10,7 +10,7 @@ import os
 import zipfile
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -170,7 +170,9 @@ class ReplayBuffer:
         """Size, counts and score statistics of what is stored."""
         scores = self._online.arrays["scores"][: len(self)]
         versions = self._online.arrays["policy_version"][: len(self)]
-        filled = {"buffer_mean_score": float(scores.mean()), "buffer_max_score": float(scores.max())} if len(self) else {}
+        filled = (
+            {"buffer_mean_score": float(scores.mean()), "buffer_max_score": float(scores.max())} if len(self) else {}
+        )
         return {
             "buffer_size": len(self),
             "buffer_num_added": self.num_added,
@@ -190,7 +192,7 @@ class ReplayBuffer:
             "last_number": self._last_number,
             "rng": self._rng.bit_generator.state,
         }
-        arrays = {f"online_{name}": array[: len(self)] for name, array in self._online.arrays.items()}
+        arrays: dict[str, Any] = {f"online_{name}": array[: len(self)] for name, array in self._online.arrays.items()}
         arrays |= {f"offline_{name}": array[: self.num_offline] for name, array in self._offline.arrays.items()}
         temporary = path.with_name(path.name + ".part")
         try:

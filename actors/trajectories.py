@@ -31,7 +31,9 @@ class TrajectoryBatch:
 
     def __post_init__(self):
         for field in fields(self):
-            assert len(getattr(self, field.name)) == len(self.scores), f"{field.name} does not fit {len(self.scores)} rows"
+            assert len(getattr(self, field.name)) == len(self.scores), (
+                f"{field.name} does not fit {len(self.scores)} rows"
+            )
 
     def __len__(self) -> int:
         return len(self.scores)

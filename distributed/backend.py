@@ -65,7 +65,15 @@ class Accounting:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from: trajectories in flight at a save never arrive, so they count as lost."""
-        names = ("num_sampled", "num_stored", "num_rejected", "num_trained", "num_stale", "num_restarts", "policy_version")
+        names = (
+            "num_sampled",
+            "num_stored",
+            "num_rejected",
+            "num_trained",
+            "num_stale",
+            "num_restarts",
+            "policy_version",
+        )
         state = {name: getattr(self, name) for name in names}
         return state | {"num_lost": self.num_lost + self.num_in_flight, "cpu_seconds": self.cpu_seconds}
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distributed.config import ExperimentConfig, validate, ConfigError
+import yaml
+
+from distributed.config import ConfigError, ExperimentConfig, validate
 from learner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from learner.gflownet import EvaluationWeights, GFlowNetLearner
-
-import yaml
 
 LEARNER_FILE, BUFFER_FILE, STATE_FILE = "learner.pt", "replay_buffer.npz", "state.json"
 NUM_KEPT = 2

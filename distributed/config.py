@@ -184,7 +184,8 @@ def _explain(fault: ErrorDetails, values: dict[str, Any]) -> str:
 def _section_model(location: list[str], values: dict[str, Any]) -> type[BaseModel] | None:
     if not location:
         return ExperimentConfig
-    node, current = values, ExperimentConfig
+    node: dict[str, Any] = values
+    current: type[BaseModel] = ExperimentConfig
     for name in location:
         node = node.get(name, {})
         models = _models_of(current.model_fields[name].annotation) if name in current.model_fields else []
@@ -216,7 +217,9 @@ def describe_fields(model: type[BaseModel] = ExperimentConfig, prefix: str = "")
                 for key, default, text in describe_fields(part, f"{prefix}{name}."):
                     yield key, default, text + tag
         else:
-            default = "required" if field.is_required() else yaml.safe_dump(_plain(field.default)).split("\n...")[0].strip()
+            default = (
+                "required" if field.is_required() else yaml.safe_dump(_plain(field.default)).split("\n...")[0].strip()
+            )
             yield f"{prefix}{name}", default, " ".join((field.description or "").split())
 
 

@@ -29,6 +29,11 @@ def make_environment(config: ExperimentConfig) -> SequenceEnvironment:
     return SequenceEnvironment(config.environment)
 
 
+def make_oracle(config: ExperimentConfig, environment: SequenceEnvironment) -> Oracle:
+    """The oracle; raises OracleDataError if its data cannot be had or do not fit."""
+    return build_oracle(config.oracle, environment)
+
+
 def make_policy(config: ExperimentConfig, environment: SequenceEnvironment) -> Policy:
     """An untrained policy network on the CPU."""
     return Policy(environment.space, config.network, backward_head=uses_backward_head(config.objective))
@@ -52,7 +57,7 @@ def make_rollout_worker(config: ExperimentConfig, index: int, incarnation: int =
     """The `index`-th rollout worker with its own oracle; `incarnation` counts its restarts and changes its seed."""
     environment = make_environment(config)
     seed = derive_seed(config.run.seed, "rollout", index, incarnation)
-    oracle = build_oracle(config.oracle, environment)
+    oracle = make_oracle(config, environment)
     return RolloutWorker(environment, oracle, make_policy(config, environment), config.actors, seed=seed)
 
 
@@ -85,7 +90,9 @@ def offline_sequences(
             raise OracleDataError(str(error)) from error
     else:
         if not oracle.enumerable or environment.space.num_sequences > config.evaluation.max_sequences:
-            raise OracleDataError("replay.offline_source lower_half needs an oracle that is a table of an enumerable space")
+            raise OracleDataError(
+                "replay.offline_source lower_half needs an oracle that is a table of an enumerable space"
+            )
         tokens, lengths = environment.space.enumerate()
         scores = oracle.score(tokens, lengths)
         lower = np.isfinite(scores) & (scores <= np.nanmedian(scores))

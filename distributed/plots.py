@@ -57,7 +57,7 @@ def score_histogram(scores: np.ndarray, law: ExactLaw | None, path: Path) -> Non
     axes = figure.add_subplot()
     known = scores if law is None else np.concatenate([scores, law.scores[np.isfinite(law.scores)]])
     edges = np.linspace(known.min(), known.max() + 1e-9, 41)
-    axes.hist(scores, edges, density=True, alpha=0.5, label=f"{len(scores):,} samples")
+    axes.hist(scores, list(edges), density=True, alpha=0.5, label=f"{len(scores):,} samples")
     if law is not None:
         valid = np.isfinite(law.scores)
         for values, label in ((law.target, "target"), (law.law, "sampler, exact")):

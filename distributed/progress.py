@@ -49,7 +49,9 @@ SUMMARY_ROWS = (
 def configure_logging(verbose: bool = False) -> None:
     """Log to stderr, above the progress bar."""
     handler = RichHandler(console=stderr, show_path=False, omit_repeated_times=False)
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(message)s", handlers=[handler], force=True)
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO, format="%(message)s", handlers=[handler], force=True
+    )
     for name in ("matplotlib", "alembic", "mlflow", "urllib3", "git", "filelock", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -19,8 +20,7 @@ from distributed.local_backend import learn
 from learner.gflownet import EvaluationWeights
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
-class RolloutActor:
+class RolloutShell:
     """A rollout worker in a process of its own."""
 
     def __init__(self, config: ExperimentConfig, index: int, incarnation: int):
@@ -47,8 +47,7 @@ class RolloutActor:
         return self._worker.rollout_offline(tokens, lengths)
 
 
-@ray.remote(max_restarts=0, max_task_retries=0, num_cpus=0, concurrency_groups={"write": 1, "read": 1})
-class ReplayBufferActor:
+class ReplayBufferShell:
     """The replay buffer; adds and draws queue separately and share the data under a lock."""
 
     def __init__(self, config: ExperimentConfig, checkpoint: Path | None):
@@ -93,8 +92,7 @@ class ReplayBufferActor:
             self._buffer.save(folder / BUFFER_FILE)
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
-class LearnerActor:
+class LearnerShell:
     """The learner in a process of its own, on the GPU where it was given one."""
 
     def __init__(self, config: ExperimentConfig, checkpoint: Path | None):
@@ -133,3 +131,10 @@ class LearnerActor:
     def save(self, folder: Path) -> None:
         """Write the learner into `folder`."""
         save_learner(self._learner, self._config, folder)
+
+
+_remote: Any = ray.remote  # its type stubs know neither concurrency groups nor actor options
+_no_restarts = {"max_restarts": 0, "max_task_retries": 0}  # the driver replaces the dead: it knows their state
+RolloutActor = _remote(**_no_restarts)(RolloutShell)
+LearnerActor = _remote(**_no_restarts)(LearnerShell)
+ReplayBufferActor = _remote(**_no_restarts, num_cpus=0, concurrency_groups={"write": 1, "read": 1})(ReplayBufferShell)

@@ -19,10 +19,9 @@ from actors.rollout import RolloutReport
 from distributed.backend import Accounting, RunFailed, StepResult
 from distributed.checkpoints import CheckpointStore, load_state
 from distributed.config import ExperimentConfig
-from distributed.experiment import make_environment, num_dynamics_trajectories, offline_sequences
+from distributed.experiment import make_environment, make_oracle, num_dynamics_trajectories, offline_sequences
 from distributed.ray_actors import LearnerActor, ReplayBufferActor, RolloutActor
 from distributed.ray_runtime import beside_driver, connect, learner_gpus
-from actors.oracles.registry import build_oracle
 from learner.gflownet import EvaluationWeights
 
 logger = logging.getLogger(__name__)
@@ -131,7 +130,7 @@ class RayBackend:
         if self.config.replay.offline_source == "none":
             return
         environment = make_environment(self.config)
-        oracle = build_oracle(self.config.oracle, environment)
+        oracle = make_oracle(self.config, environment)
         offline = offline_sequences(self.config, environment, oracle)
         oracle.close()
         assert offline is not None

@@ -79,8 +79,7 @@ def beside_driver() -> NodeAffinitySchedulingStrategy:
 def learner_gpus(config: ExperimentConfig) -> float:
     """GPUs to reserve for the learner; raises ConfigError if one was asked for and the driver's node has none."""
     node = ray.get_runtime_context().get_node_id()
-    here = next((n for n in ray.nodes() if n["NodeID"] == node), {"Resources": {}})
-    available = here["Resources"].get("GPU", 0.0)
+    available = max((n["Resources"].get("GPU", 0.0) for n in ray.nodes() if n["NodeID"] == node), default=0.0)
     if config.learner.device == "cpu" or config.actors.learner_num_gpus == 0:
         return 0.0
     if available >= config.actors.learner_num_gpus:

@@ -10,13 +10,12 @@ from typing import Any
 
 from actors.environments.sequence import SequenceEnvironment
 from actors.oracles.base import OracleDataError
-from actors.oracles.registry import build_oracle
 from distributed import cli
 from distributed.backend import Backend
-from distributed.checkpoints import load_state, load_sampler
+from distributed.checkpoints import load_sampler, load_state
 from distributed.config import DEFAULT_CONFIG, ConfigError, ExperimentConfig, load_config
 from distributed.evaluation import Evaluator
-from distributed.experiment import make_environment, offline_sequences
+from distributed.experiment import make_environment, make_oracle, offline_sequences
 from distributed.progress import configure_logging, print_summary
 from distributed.run_folder import RunFolder, default_name
 from distributed.training_loop import DONE, INTERRUPTED, TrainingLoop
@@ -81,7 +80,7 @@ def prepare(config: ExperimentConfig, environment: SequenceEnvironment) -> Evalu
     """Load the oracle and enumerate the target; whatever is wrong with data or sizes is a ConfigError now."""
     try:
         resolve_device(config.learner.device) if config.run.backend == "serial" else None
-        oracle = build_oracle(config.oracle, environment)
+        oracle = make_oracle(config, environment)
         offline_sequences(config, environment, oracle)
         return Evaluator(config, environment, oracle)
     except (OracleDataError, ValueError) as error:

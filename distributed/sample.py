@@ -33,12 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m distributed.sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="run folder, checkpoint folder or learner.pt")
+    parser.add_argument(
+        "path", type=Path, metavar="RUN_OR_CHECKPOINT", help="run folder, checkpoint folder or learner.pt"
+    )
     parser.add_argument("-n", "--number", type=int, default=100, help="sequences to draw (default 100)")
     parser.add_argument("--format", choices=("fasta", "csv"), default="fasta", help="output format (default fasta)")
     parser.add_argument("--out", type=Path, help="output file (default: standard output)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default 0)")
-    parser.add_argument("--noise", action=argparse.BooleanOptionalAction, default=True, help="draw with the environment's noise")
+    parser.add_argument(
+        "--noise", action=argparse.BooleanOptionalAction, default=True, help="draw with the environment's noise"
+    )
     options, overrides = cli.parse_with_overrides(parser, arguments)
     configure_logging()
     if options.number < 1 or options.seed < 0:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,15 @@ class MlflowTracker:
         """
         numbers = {k: float(v) for k, v in summary.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         self.log(int(summary.get("num_learner_steps", 0)), {f"final_{name}": value for name, value in numbers.items()})
-        self._last_words = [lambda client, path=path: client.log_artifact(self.run_id, str(path), _place(path)) for path in artifacts]
+        self._last_words = [partial(self._send_artifact, path) for path in artifacts]
         self._last_words.append(lambda client: client.set_terminated(self.run_id, status))
         self._closing = True
         self._wake.set()
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
-            logger.warning("MLflow at %s did not take the end of the run in time; see metrics.jsonl and summary.json", self._uri)
+            logger.warning(
+                "MLflow at %s did not take the end of the run in time; see metrics.jsonl and summary.json", self._uri
+            )
 
     def _work(self) -> None:
         pause = 1.0
@@ -75,7 +78,11 @@ class MlflowTracker:
                 pause = 1.0
             except Exception as error:  # the client raises many types; none of them may reach training
                 if not self._warned:
-                    logger.warning("MLflow at %s is unreachable (%s); metrics are kept and sent later", self._uri, _first_line(error))
+                    logger.warning(
+                        "MLflow at %s is unreachable (%s); metrics are kept and sent later",
+                        self._uri,
+                        _first_line(error),
+                    )
                     self._warned = True
                 time.sleep(pause)
                 pause = min(30.0, 2 * pause)
@@ -103,8 +110,13 @@ class MlflowTracker:
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
         run = client.create_run(experiment_id, run_name=self._config.run.name)
         self.run_id = run.info.run_id
-        self._parameters = [Param(key, str(value)[:6000]) for key, value in flatten(self._config.model_dump(mode="json"))]
+        self._parameters = [
+            Param(key, str(value)[:6000]) for key, value in flatten(self._config.model_dump(mode="json"))
+        ]
         return client
+
+    def _send_artifact(self, path: Path, client: Any) -> None:
+        client.log_artifact(self.run_id, str(path), {".png": "plots", ".pt": "model"}.get(path.suffix))
 
     def _send_backlog(self) -> None:
         from mlflow.entities import Metric
@@ -113,7 +125,8 @@ class MlflowTracker:
             self._client.log_batch(self.run_id, params=self._parameters[:100])
             del self._parameters[:100]
         while self._backlog:
-            taken, metrics = [], []
+            taken: list[tuple[int, int, dict[str, float]]] = []
+            metrics: list[Any] = []
             while self._backlog and len(metrics) < MAX_METRICS_A_CALL - 100:
                 taken.append(self._backlog.popleft())
                 step, when, values = taken[-1]
@@ -131,10 +144,6 @@ def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in values.items():
         pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
     return pairs
-
-
-def _place(path: Path) -> str | None:
-    return {".png": "plots", ".pt": "model"}.get(path.suffix)
 
 
 def _first_line(error: Exception) -> str:

@@ -55,7 +55,8 @@ class TrainingLoop:
 
     def __init__(self, config: ExperimentConfig, folder: RunFolder, backend: Backend, evaluator: Evaluator):
         self.config, self.folder, self.backend, self.evaluator = config, folder, backend, evaluator
-        self.step, self._tracker = 0, None
+        self.step = 0
+        self._tracker: MlflowTracker | None = None
         self._started, self._earlier_seconds = time.monotonic(), 0.0
         self._sums: dict[str, list[float]] = {}
         self._next_record, self._next_evaluation = 0, config.evaluation.every_steps
@@ -67,7 +68,9 @@ class TrainingLoop:
         """Train, from `checkpoint` and its `state` if given; returns the summary, whose `status` says how it ended."""
         state = state or {}
         self.step, self._earlier_seconds = state.get("step", 0), state.get("wall_seconds", 0.0)
-        self._next_evaluation = (self.step // self.config.evaluation.every_steps + 1) * self.config.evaluation.every_steps
+        self._next_evaluation = (
+            self.step // self.config.evaluation.every_steps + 1
+        ) * self.config.evaluation.every_steps
         if self.config.tracking.mlflow:
             self._tracker = MlflowTracker(self.config, run_id=state.get("mlflow_run_id"))
         status, error = FAILED, None
@@ -161,7 +164,9 @@ class TrainingLoop:
         try:
             self.folder.checkpoints.write(self.step, self._write_checkpoint)
         except OSError as error:
-            logger.warning("no checkpoint at step %d (%s); the last one is kept, and another try follows", self.step, error)
+            logger.warning(
+                "no checkpoint at step %d (%s); the last one is kept, and another try follows", self.step, error
+            )
 
     def _write_checkpoint(self, folder: Path) -> dict[str, Any]:
         return {
@@ -229,7 +234,13 @@ def git_commit() -> str | None:
     """Commit of the program, or None outside a git checkout."""
     root = Path(__file__).resolve().parents[1]
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607 - whichever git the user has
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

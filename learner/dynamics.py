@@ -38,6 +38,7 @@ class DynamicsModel(nn.Module):
         super().__init__()
         self.space = space
         self.network = build_network(space, space.num_actions**2, config)
+        self.forbidden: Tensor
         self.register_buffer("forbidden", forbidden_actions(space), persistent=False)
 
     def forward(self, tokens: Tensor, rows: Tensor) -> Tensor:

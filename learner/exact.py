@@ -42,7 +42,8 @@ def target_tree(space: SequenceSpace, log_rewards: np.ndarray) -> TargetTree:
     masses = np.exp(log_rewards - top)
     total = masses.sum()
     by_length = _split_lengths(space, masses / total)
-    conditionals, reach = [], []
+    conditionals: list[np.ndarray] = []
+    reach: list[np.ndarray] = []
     below = by_length[space.max_length]
     for length in range(space.max_length - 1, -1, -1):
         children = below.reshape(-1, space.num_tokens)
@@ -91,7 +92,9 @@ def policy_tables(policy: Policy) -> list[np.ndarray]:
     return list(_levels(policy, policy.space, lambda state: policy.at(state).log_policy.exp()))
 
 
-def realised_law(space: SequenceSpace, policies: list[np.ndarray], kernel: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+def realised_law(
+    space: SequenceSpace, policies: list[np.ndarray], kernel: np.ndarray
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """The law of finished sequences, float64 [n], and the reach of every prefix, T arrays float64 [V^t].
 
     `policies`: as `policy_tables` gives them; `kernel` float [T, A, A]: K_t(x|a), intended action first.

@@ -3,6 +3,7 @@
 Shapes: B batch, T steps, A actions, N distinct prefixes.
 """
 
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -43,7 +44,7 @@ class LearnerConfig(StrictConfig):
 
     batch_size: int = Field(256, ge=1, le=1_000_000)
     """Trajectories in a gradient step of the policy."""
-    learning_rate: float = Field(1e-3, gt=0, le=1)
+    learning_rate: float = Field(2e-3, gt=0, le=1)
     """Adam step size of policy and flows."""
     final_learning_rate: float = Field(0.02, gt=0, le=1)
     """Share of the step size that is left at the end of the run (cosine decay)."""
@@ -63,13 +64,21 @@ class Trajectories(Protocol):
     """The arrays of a trajectory batch that the learner reads."""
 
     @property
-    def tokens(self) -> np.ndarray: ...
+    def tokens(self) -> np.ndarray:
+        """int [B, T]: realised."""
+
     @property
-    def actions(self) -> np.ndarray: ...
+    def actions(self) -> np.ndarray:
+        """int [B, T]: intended."""
+
     @property
-    def num_steps(self) -> np.ndarray: ...
+    def num_steps(self) -> np.ndarray:
+        """int [B]."""
+
     @property
-    def scores(self) -> np.ndarray: ...
+    def scores(self) -> np.ndarray:
+        """float [B]: raw scores."""
+
     def __len__(self) -> int: ...
 
 
@@ -208,6 +217,7 @@ class GFlowNetLearner:
         if self.objective.backward == "posterior":
             log_pb = balance.posterior_log_pb(log_policy, log_dynamics, batch.actions)
         else:
+            assert outputs.backward_logits is not None
             logits = batch.of_prefixes(outputs.backward_logits)[:, 1:]
             support = self.objective.backward_support
             log_pb = balance.learned_log_pb(logits, log_dynamics, batch.actions, support=support)
@@ -278,4 +288,4 @@ def _set_learning_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
 def _split(batch: Any, count: int) -> list[Any]:
     """`count` parts of nearly equal size, in order."""
     edges = np.linspace(0, len(batch), count + 1).astype(int)
-    return [batch[start:end] for start, end in zip(edges[:-1], edges[1:], strict=True)]
+    return [batch[start:end] for start, end in pairwise(edges)]

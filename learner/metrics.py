@@ -1,9 +1,9 @@
 """Metrics of a set of samples. Shapes: n samples, T positions."""
 
 import numpy as np
+from pydantic import Field
 
 from learner.configs import StrictConfig
-from pydantic import Field
 
 
 class SampleMetricsConfig(StrictConfig):
@@ -44,9 +44,7 @@ def mean_pairwise_hamming(tokens: np.ndarray) -> float:
     return float(tokens.shape[1] - agreeing / (count * (count - 1)))
 
 
-def sample_metrics(
-    tokens: np.ndarray, scores: np.ndarray, config: SampleMetricsConfig
-) -> dict[str, float]:
+def sample_metrics(tokens: np.ndarray, scores: np.ndarray, config: SampleMetricsConfig) -> dict[str, float]:
     """Score and diversity of samples `tokens` int [n, T] (one token for all padding) with `scores` float [n].
 
     `mean_score_error` is the standard error of the mean. Raises ValueError if there is no sample.

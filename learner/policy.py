@@ -31,7 +31,9 @@ class Policy(nn.Module):
         super().__init__()
         self.space, self.backward_head = space, backward_head
         self.network = build_network(space, space.num_actions * (1 + backward_head) + 1, config)
+        self.forbidden: Tensor
         self.register_buffer("forbidden", forbidden_actions(space), persistent=False)
+        self.flow_offset: Tensor
         self.register_buffer("flow_offset", torch.from_numpy(space.log_num_completions.copy()), persistent=False)
 
     def forward(self, tokens: Tensor, rows: Tensor) -> PolicyOutputs:

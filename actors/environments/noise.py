@@ -36,7 +36,7 @@ class NoiseSampler:
 
     def __init__(self, kernel: np.ndarray):
         self._thresholds = np.cumsum(kernel, -1)[..., :-1]  # the last outcome takes what is left
-        self._exact = bool((np.abs(kernel - np.eye(kernel.shape[-1])).max() == 0))
+        self._exact = bool(np.abs(kernel - np.eye(kernel.shape[-1])).max() == 0)
 
     def realise(self, step: int, actions: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
         """Realised tokens [B] for intended `actions` int [B] at `step`, from `uniforms` float [B] in [0, 1)."""

@@ -58,21 +58,77 @@ class _CallFailed(Exception):
         self.hung = hung
 
 
+class FunctionProcess:
+    """The process in which a function runs (`callable_worker`); once a call kills it, it is of no more use."""
+
+    def __init__(self, function: str):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        command = [sys.executable, "-m", "actors.oracles.callable_worker", function]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._answers, self._buffer = self._process.stdin, self._process.stdout.fileno(), b""
+        answer = self._read(STARTUP_SECONDS)
+        if "error" in answer:
+            self.close()
+            raise _CallFailed(answer["error"])
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be called."""
+        return self._process.poll() is None
+
+    def call(self, sequences: list[str], timeout: float) -> np.ndarray:
+        """Scores float64 [n]; raises _CallFailed, and kills the process if it gives no answer in `timeout` seconds."""
+        try:
+            self._requests.write(json.dumps(sequences).encode() + b"\n")
+            self._requests.flush()
+        except OSError as error:
+            self.close()
+            raise _CallFailed(f"its process is gone ({error})") from error
+        answer = self._read(timeout)
+        if "error" in answer:
+            raise _CallFailed(answer["error"])
+        scores = np.asarray(answer["scores"], dtype=np.float64)
+        if scores.shape != (len(sequences),):
+            raise _CallFailed(f"it returned {len(scores)} scores for {len(sequences)} sequences")
+        return scores
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+    def _read(self, timeout: float) -> dict:
+        deadline = time.monotonic() + timeout
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._answers], [], [], left)[0]:
+                self.close()
+                raise _CallFailed(f"no answer within {timeout:g} s", hung=True)
+            data = os.read(self._answers, 1 << 20)
+            if not data:
+                raise _CallFailed(f"its process ended with exit code {self._process.wait()}")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return json.loads(line)
+
+
 class CallableOracle:
     """Scores by a user's function; a sequence that makes it fail gets NaN, one that makes it hang too."""
 
     enumerable = False
-    reference = None
+    reference: np.ndarray | None = None
 
     def __init__(self, config: CallableOracleConfig, environment: SequenceEnvironment):
         """Starts the process, so that a function that cannot be imported is an OracleDataError at once."""
         self._config, self._environment = config, environment
         self._cache: OrderedDict[bytes, float] = OrderedDict()
-        self._failures, self._process, self._buffer = 0, None, b""
+        self._failures = 0
         self.num_calls = 0
         """Calls made to the function."""
         try:
-            self._start()
+            self._process = FunctionProcess(config.function)
         except _CallFailed as error:
             raise OracleDataError(f"oracle.function: {config.function}: {error}") from error
 
@@ -89,10 +145,7 @@ class CallableOracle:
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        self._process.close()
 
     def _remember(self, sequences: np.ndarray, scores: np.ndarray) -> None:
         if not self._config.cache_size:
@@ -128,47 +181,7 @@ class CallableOracle:
         return np.concatenate([self._score_batch(half, retries=0) for half in halves])
 
     def _call(self, sequences: list[str]) -> np.ndarray:
-        if self._process is None or self._process.poll() is not None:
-            self._start()
+        if not self._process.alive:
+            self._process = FunctionProcess(self._config.function)
         self.num_calls += 1
-        try:
-            self._process.stdin.write(json.dumps(sequences).encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError as error:
-            self.close()
-            raise _CallFailed(f"its process is gone ({error})") from error
-        answer = self._read(self._config.timeout_seconds)
-        if "error" in answer:
-            raise _CallFailed(answer["error"])
-        scores = np.asarray(answer["scores"], dtype=np.float64)
-        if scores.shape != (len(sequences),):
-            raise _CallFailed(f"it returned {len(scores)} scores for {len(sequences)} sequences")
-        return scores
-
-    def _start(self) -> None:
-        self.close()
-        self._buffer = b""
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        command = [sys.executable, "-m", "actors.oracles.callable_worker", self._config.function]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-        answer = self._read(STARTUP_SECONDS)
-        if "error" in answer:
-            self.close()
-            raise _CallFailed(answer["error"])
-
-    def _read(self, timeout: float) -> dict:
-        """The next answer; kills the process if it does not come in time."""
-        output, deadline = self._process.stdout.fileno(), time.monotonic() + timeout
-        while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([output], [], [], left)[0]:
-                self.close()
-                raise _CallFailed(f"no answer within {timeout:g} s", hung=True)
-            data = os.read(output, 1 << 20)
-            if not data:
-                code = self._process.wait()
-                self.close()
-                raise _CallFailed(f"its process ended with exit code {code}")
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return json.loads(line)
+        return self._process.call(sequences, self._config.timeout_seconds)

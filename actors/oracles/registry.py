@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from actors.environments.sequence import SequenceEnvironment
 from actors.oracles.base import Oracle
@@ -15,7 +15,7 @@ OracleConfig = Annotated[
     TFBind8Config | CsvOracleConfig | NpyOracleConfig | CallableOracleConfig, Field(discriminator="name")
 ]
 
-_BUILDERS: dict[type, Callable[[Any, SequenceEnvironment], Oracle]] = {
+_BUILDERS: dict[type[BaseModel], Callable[[Any, SequenceEnvironment], Oracle]] = {
     TFBind8Config: tfbind8_oracle,
     CsvOracleConfig: csv_oracle,
     NpyOracleConfig: npy_oracle,

