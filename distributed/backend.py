@@ -109,6 +109,10 @@ class Backend(Protocol):
         """Go on until the next call of the learner is done; None if nothing was done for a second."""
         ...
 
+    def drain(self) -> StepResult | None:
+        """Finish calls under way, so that counters and learner stand still; returns the last call of the learner."""
+        ...
+
     def evaluation_weights(self) -> EvaluationWeights:
         """The averaged policy and the dynamics model."""
         ...

@@ -21,7 +21,7 @@ class CheckpointStore:
     """The folder `checkpoints` of a run."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder = folder.absolute()  # actors have working directories of their own
 
     def write(self, step: int, write_files: Callable[[Path], dict[str, Any]]) -> Path:
         """Make the checkpoint of `step`: `write_files(folder)` writes into it and returns the state to put beside.

@@ -69,6 +69,9 @@ class SerialBackend:
         metrics |= {"rollout_seconds": report.rollout_seconds, "oracle_seconds": report.oracle_seconds}
         return StepResult(self.learner.step, metrics)
 
+    def drain(self) -> None:
+        """Nothing is ever under way."""
+
     def evaluation_weights(self) -> EvaluationWeights:
         """The averaged policy and the dynamics model."""
         return self.learner.evaluation_weights()

@@ -56,7 +56,7 @@ def score_histogram(scores: np.ndarray, law: ExactLaw | None, path: Path) -> Non
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     known = scores if law is None else np.concatenate([scores, law.scores[np.isfinite(law.scores)]])
-    edges = np.linspace(known.min(), known.max() + 1e-9, 41)
+    edges = np.linspace(known.min(), max(known.max(), known.min() + 1e-3), 41)
     axes.hist(scores, list(edges), density=True, alpha=0.5, label=f"{len(scores):,} samples")
     if law is not None:
         valid = np.isfinite(law.scores)

@@ -20,7 +20,7 @@ from distributed.local_backend import learn
 from learner.gflownet import EvaluationWeights
 
 
-class RolloutShell:
+class RolloutActor:
     """A rollout worker in a process of its own."""
 
     def __init__(self, config: ExperimentConfig, index: int, incarnation: int):
@@ -47,7 +47,7 @@ class RolloutShell:
         return self._worker.rollout_offline(tokens, lengths)
 
 
-class ReplayBufferShell:
+class ReplayBufferActor:
     """The replay buffer; adds and draws queue separately and share the data under a lock."""
 
     def __init__(self, config: ExperimentConfig, checkpoint: Path | None):
@@ -92,7 +92,7 @@ class ReplayBufferShell:
             self._buffer.save(folder / BUFFER_FILE)
 
 
-class LearnerShell:
+class LearnerActor:
     """The learner in a process of its own, on the GPU where it was given one."""
 
     def __init__(self, config: ExperimentConfig, checkpoint: Path | None):
@@ -135,6 +135,8 @@ class LearnerShell:
 
 _remote: Any = ray.remote  # its type stubs know neither concurrency groups nor actor options
 _no_restarts = {"max_restarts": 0, "max_task_retries": 0}  # the driver replaces the dead: it knows their state
-RolloutActor = _remote(**_no_restarts)(RolloutShell)
-LearnerActor = _remote(**_no_restarts)(LearnerShell)
-ReplayBufferActor = _remote(**_no_restarts, num_cpus=0, concurrency_groups={"write": 1, "read": 1})(ReplayBufferShell)
+RemoteRolloutActor = _remote(**_no_restarts)(RolloutActor)
+RemoteLearnerActor = _remote(**_no_restarts)(LearnerActor)
+RemoteReplayBufferActor = _remote(**_no_restarts, num_cpus=0, concurrency_groups={"write": 1, "read": 1})(
+    ReplayBufferActor
+)

@@ -20,7 +20,7 @@ from distributed.backend import Accounting, RunFailed, StepResult
 from distributed.checkpoints import CheckpointStore, load_state
 from distributed.config import ExperimentConfig
 from distributed.experiment import make_environment, make_oracle, num_dynamics_trajectories, offline_sequences
-from distributed.ray_actors import LearnerActor, ReplayBufferActor, RolloutActor
+from distributed.ray_actors import RemoteLearnerActor, RemoteReplayBufferActor, RemoteRolloutActor
 from distributed.ray_runtime import beside_driver, connect, learner_gpus
 from learner.gflownet import EvaluationWeights
 
@@ -86,6 +86,7 @@ class RayBackend:
         self.config, self.store, self.accounting = config, store, Accounting()
         self._pending: dict[Any, Pending] = {}
         self._fresh: deque[FreshBatch] = deque()
+        self._unsent: list[Pending] = []
         self._numbers: Counter[str] = Counter()
         self._cpu: dict[str, float] = {}
         self._earlier_cpu_seconds, self._empty_batches, self._session = 0.0, 0, 0
@@ -114,16 +115,16 @@ class RayBackend:
 
     def _make_learner(self, checkpoint: Path | None) -> Any:
         actors = self.config.actors
-        options = LearnerActor.options(
+        options = RemoteLearnerActor.options(
             num_cpus=actors.learner_num_cpus, num_gpus=learner_gpus(self.config), scheduling_strategy=beside_driver()
         )
         return options.remote(self.config, checkpoint)
 
     def _make_buffer(self, checkpoint: Path | None) -> Any:
-        return ReplayBufferActor.options(scheduling_strategy=beside_driver()).remote(self.config, checkpoint)
+        return RemoteReplayBufferActor.options(scheduling_strategy=beside_driver()).remote(self.config, checkpoint)
 
     def _make_rollout(self, index: int, incarnation: int) -> Any:
-        options = RolloutActor.options(num_cpus=self.config.actors.num_cpus, scheduling_strategy="SPREAD")
+        options = RemoteRolloutActor.options(num_cpus=self.config.actors.num_cpus, scheduling_strategy="SPREAD")
         return options.remote(self.config, index, incarnation)
 
     def _prefill(self) -> None:
@@ -156,6 +157,17 @@ class RayBackend:
                 if result is not None:
                     return result
         return None
+
+    def drain(self) -> StepResult | None:
+        """Finish what the learner and the buffer were given; rollouts under way are forgotten, and never counted."""
+        last = None
+        while calls := [reference for reference, call in self._pending.items() if call.kind != "rollout"]:
+            ready, _ = ray.wait(calls, num_returns=1, timeout=POLL_SECONDS, fetch_local=False)
+            if not ready:
+                self._replace_overdue()
+            for reference in ready:
+                last = self._finish(reference) or last
+        return last
 
     def _submit_rollouts(self) -> None:
         """Keep the rollout actors busy, unless learner or buffer lag behind."""
@@ -247,13 +259,21 @@ class RayBackend:
             if call.handle is call.slot.handle:
                 self._restart(call.slot, error)
             return
+        lost = call.kind == "add" and isinstance(_cause(error), ObjectLostError)  # its node died with the batch
+        if call.kind == "add" and not lost:
+            self._unsent.append(call)
         self._replace_dead(error)
         if call.kind == "update":
             self._fresh.appendleft(FreshBatch(call.batch, call.count, call.version))
-        elif isinstance(_cause(error), ObjectLostError):  # its node died with the batch
+        elif lost:
             self.accounting.num_in_flight -= call.count
             self.accounting.num_lost += call.count
-        else:
+        self._resend()
+
+    def _resend(self) -> None:
+        """Add again what did not arrive, in the order of the numbers, by which the buffer knows duplicates."""
+        unsent, self._unsent = sorted(self._unsent, key=lambda call: call.number), []
+        for call in unsent:
             self._submit_add(call.batch, call.count, call.source, call.number)
 
     def _replace_overdue(self) -> None:
@@ -275,13 +295,13 @@ class RayBackend:
     def _restart(self, slot: Slot, error: Exception) -> None:
         _raise_if_fault(error)
         if slot.restarts >= self.config.actors.max_restarts:
-            raise RunFailed(f"{slot.role} {slot.index} died {slot.restarts + 1} times; last: {_first_line(error)}")
+            raise RunFailed(f"{slot.role} {slot.index} died {slot.restarts + 1} times; last: {_reason(error)}")
         ray.kill(slot.handle, no_restart=True)
         slot.restarts += 1
         slot.incarnation += 1
         self.accounting.num_restarts += 1
         logger.warning("%s %d died (%s); restart %d of at most %d, incarnation %d",
-                       slot.role, slot.index, _first_line(error), slot.restarts,
+                       slot.role, slot.index, _reason(error), slot.restarts,
                        self.config.actors.max_restarts, slot.incarnation)  # fmt: skip
         checkpoint = next(iter(self.store.newest_first()), None)
         if slot.role == "rollout":
@@ -291,9 +311,12 @@ class RayBackend:
             self._weights = ray.put(self._ask(lambda: slot.handle.weights.remote()))
             self.accounting.policy_version += 1
         else:
+            waiting = [reference for reference, call in self._pending.items() if call.kind == "add"]
+            self._unsent += [self._pending.pop(reference) for reference in waiting]
             slot.handle = self._make_buffer(checkpoint)
             _, num_stored = self._ask(lambda: slot.handle.ready.remote())
             self.accounting.set_stored(num_stored)
+            self._resend()
 
     def _ask(self, call: Callable[[], Any], tries: int = 3) -> Any:
         """The answer to a call of learner or buffer; replaces them if they die meanwhile."""
@@ -303,7 +326,7 @@ class RayBackend:
             except (RayTaskError, *INFRASTRUCTURE) as error:
                 _raise_if_fault(error)
                 if attempt + 1 == tries:
-                    raise RunFailed(f"no answer after {tries} tries: {_first_line(error)}") from error
+                    raise RunFailed(f"no answer after {tries} tries: {_reason(error)}") from error
                 self._replace_dead(error)
 
     def evaluation_weights(self) -> EvaluationWeights:
@@ -321,9 +344,12 @@ class RayBackend:
         calls = [slot.handle.save.remote(folder) for slot in (self._learner, self._buffer)]
         try:
             ray.get(calls, timeout=self.config.actors.timeout_seconds)
-        except INFRASTRUCTURE as error:
+        except (RayTaskError, *INFRASTRUCTURE) as error:
+            if isinstance(_cause(error), OSError):
+                raise OSError(_last_line(error)) from error
+            _raise_if_fault(error)
             self._replace_dead(error)
-            raise OSError(f"not saved: {_first_line(error)}") from error
+            raise OSError(_reason(error)) from error
         return {"accounting": self.accounting.state_dict(), "session": self._session}
 
     def close(self) -> None:
@@ -351,8 +377,10 @@ def _raise_if_fault(error: Exception) -> None:
         raise RunFailed(_last_line(error)) from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """The telling line of a Ray error: why the process died, if it says so, or else its first line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line for line in lines if "exit detail" in line or "is dead because" in line), lines[0])[:300]
 
 
 def _last_line(error: Exception) -> str:

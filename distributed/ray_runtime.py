@@ -24,6 +24,9 @@ def connect(config: ExperimentConfig) -> bool:
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault(
+        "RAY_IGNORE_UNHANDLED_ERRORS", "1"
+    )  # every failed call is handled, or its cause is shown once
     if config.run.address is None:
         _start_local(config)
     else:
@@ -46,7 +49,6 @@ def _start_local(config: ExperimentConfig) -> None:
         address="local",
         num_cpus=max(cpus, math.ceil(needed_cpus(config))),
         include_dashboard=False,
-        _node_ip_address="127.0.0.1",
         logging_level=logging.WARNING,
     )
 

@@ -107,6 +107,9 @@ class TrainingLoop:
                 self._start_evaluation()
             if time.monotonic() - self._last_save > self.config.run.save_every_seconds:
                 self._save()
+        last = self.backend.drain()
+        if last is not None:
+            self.step = last.step
         self._collect_evaluation(wait=True)
 
     def _out_of_time(self) -> bool:

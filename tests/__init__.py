@@ -1,0 +1,1 @@
+"""Tests: unit, property, integration, cluster, benchmarks; reference.py holds slow versions written like the papers."""

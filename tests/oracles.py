@@ -1,0 +1,40 @@
+"""Oracle functions that tests give by name."""
+
+import os
+import time
+from pathlib import Path
+
+
+def count_b(sequences: list[str]) -> list[float]:
+    """(1 + number of B) / 5."""
+    return [(1 + s.count("B")) / 5 for s in sequences]
+
+
+def nan_for_aaa(sequences: list[str]) -> list[float]:
+    """No score for AAA."""
+    return [float("nan") if s == "AAA" else 0.5 for s in sequences]
+
+
+def always_nan(sequences: list[str]) -> list[float]:
+    """No score at all."""
+    return [float("nan")] * len(sequences)
+
+
+def always_raises(sequences: list[str]) -> list[float]:
+    """A broken oracle."""
+    raise RuntimeError("the assay is on fire")
+
+
+def hangs_once(sequences: list[str]) -> list[float]:
+    """Hangs in the first call of all, as told by a file."""
+    marker = Path(os.environ["HANG_MARKER"])
+    if not marker.exists():
+        marker.touch()
+        time.sleep(600)
+    return count_b(sequences)
+
+
+def slow(sequences: list[str]) -> list[float]:
+    """20 ms a call, as a remote service may take."""
+    time.sleep(0.02)
+    return count_b(sequences)
