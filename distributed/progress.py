@@ -48,10 +48,11 @@ SUMMARY_ROWS = (
 
 def configure_logging(verbose: bool = False) -> None:
     """Log to stderr, above the progress bar."""
-    handler = RichHandler(console=stderr, show_path=False, omit_repeated_times=False)
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(message)s", handlers=[handler], force=True
-    )
+    handler: logging.Handler = logging.StreamHandler()
+    form = "%(asctime)s %(levelname)s %(message)s"
+    if stderr.is_terminal:
+        handler, form = RichHandler(console=stderr, show_path=False), "%(message)s"
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format=form, handlers=[handler], force=True)
     for name in ("matplotlib", "alembic", "mlflow", "urllib3", "git", "filelock", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -1,8 +1,10 @@
 """Connecting to Ray: a private instance on this machine, or a running cluster."""
 
+import importlib
 import logging
 import math
 import os
+import socket
 from pathlib import Path
 
 import ray
@@ -54,12 +56,11 @@ def _start_local(config: ExperimentConfig) -> None:
 
 
 def _attach(config: ExperimentConfig) -> None:
-    import importlib
-
     modules = [importlib.import_module(package) for package in PACKAGES]
     try:
+        _check_answers(config.run.address)
         ray.init(address=config.run.address, logging_level=logging.WARNING, runtime_env={"py_modules": modules})
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise RunFailed(
             f"run.address {config.run.address}: no Ray cluster answered ({error}). Is it running, and is its token in "
             "~/.ray/auth_token on this machine (see README, 'Cluster')?"
@@ -71,6 +72,13 @@ def _attach(config: ExperimentConfig) -> None:
             f"actors.num_rollout_actors: {config.actors.num_rollout_actors} actors of {config.actors.num_cpus:g} CPUs and a "
             f"learner of {config.actors.learner_num_cpus:g} need {needed_cpus(config):g} CPUs; the cluster has {have:g}"
         )
+
+
+def _check_answers(address: str | None) -> None:
+    """Raises OSError at once for a HOST:PORT where nothing listens; Ray itself would try for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def beside_driver() -> NodeAffinitySchedulingStrategy:

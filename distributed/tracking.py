@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 MAX_BACKLOG = 20_000
 """Records kept while the store is unreachable; beyond, the oldest go (metrics.jsonl has them all)."""
 MAX_METRICS_A_CALL = 1000
+RUN_KEY_TAG = "run_key"
+"""Tag by which a resumed run finds the MLflow run it belongs to."""
 CLOSE_SECONDS = 30.0
 """How long the end of a run waits for the store."""
 
@@ -28,9 +30,10 @@ def tracking_uri(config: ExperimentConfig) -> str:
 class MlflowTracker:
     """Sends parameters, metrics and artifacts of one run; every method returns at once."""
 
-    def __init__(self, config: ExperimentConfig, *, run_id: str | None = None):
-        """Continues the MLflow run `run_id` if that is given."""
-        self._config, self.run_id = config, run_id
+    def __init__(self, config: ExperimentConfig, *, run_key: str):
+        """Continues the MLflow run that carries the tag `run_key`, or makes one."""
+        self._config, self._run_key = config, run_key
+        self.run_id: str | None = None
         self._uri = tracking_uri(config)
         self._backlog: deque[tuple[int, int, dict[str, float]]] = deque(maxlen=MAX_BACKLOG)
         self._last_words: list[Callable[[Any], None]] = []
@@ -94,22 +97,19 @@ class MlflowTracker:
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
         from mlflow.entities import Param
-        from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
         client = MlflowClient(self._uri)
-        if self.run_id is not None:
-            try:
-                client.update_run(self.run_id, status="RUNNING")
-                return client
-            except MlflowException:
-                logger.warning("MLflow run %s is not in %s; a new one is made", self.run_id, self._uri)
-                self.run_id = None
         name = self._config.tracking.experiment
         experiment = client.get_experiment_by_name(name)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
-        run = client.create_run(experiment_id, run_name=self._config.run.name)
-        self.run_id = run.info.run_id
+        found = client.search_runs([experiment_id], f"tags.{RUN_KEY_TAG} = '{self._run_key}'", max_results=1)
+        if found:
+            self.run_id = found[0].info.run_id
+            client.update_run(self.run_id, status="RUNNING")
+            return client
+        tags = {RUN_KEY_TAG: self._run_key}
+        self.run_id = client.create_run(experiment_id, run_name=self._config.run.name, tags=tags).info.run_id
         self._parameters = [
             Param(key, str(value)[:6000]) for key, value in flatten(self._config.model_dump(mode="json"))
         ]

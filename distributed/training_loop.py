@@ -5,6 +5,7 @@ import math
 import signal
 import subprocess
 import time
+import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -35,9 +36,14 @@ class StopSignal:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._request)
+        self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.listen()
         return self
+
+    def listen(self) -> None:
+        """Take the signals, also from a library that took them meanwhile, as Ray does when it starts."""
+        for number in self._previous:
+            signal.signal(number, self._request)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
@@ -56,6 +62,7 @@ class TrainingLoop:
     def __init__(self, config: ExperimentConfig, folder: RunFolder, backend: Backend, evaluator: Evaluator):
         self.config, self.folder, self.backend, self.evaluator = config, folder, backend, evaluator
         self.step = 0
+        self._run_key = uuid.uuid4().hex
         self._tracker: MlflowTracker | None = None
         self._started, self._earlier_seconds = time.monotonic(), 0.0
         self._sums: dict[str, list[float]] = {}
@@ -72,7 +79,7 @@ class TrainingLoop:
             self.step // self.config.evaluation.every_steps + 1
         ) * self.config.evaluation.every_steps
         if self.config.tracking.mlflow:
-            self._tracker = MlflowTracker(self.config, run_id=state.get("mlflow_run_id"))
+            self._tracker = MlflowTracker(self.config, run_key=self._run_key)
         status, error = FAILED, None
         try:
             with StopSignal() as stop, ProgressLine(self.config.run.num_learner_steps) as progress:
@@ -92,6 +99,7 @@ class TrainingLoop:
 
     def _train(self, checkpoint: Path | None, stop: StopSignal, progress: ProgressLine) -> None:
         self.backend.start(checkpoint)
+        stop.listen()
         if checkpoint is None:
             self._save()
         trained, begun = self.backend.accounting.num_trained, time.monotonic()
@@ -176,7 +184,7 @@ class TrainingLoop:
             "backend": self.backend.save(folder),
             "step": self.step,
             "wall_seconds": self._wall_seconds(),
-            "mlflow_run_id": self._tracker.run_id if self._tracker else None,
+            "run_key": self._run_key,
         }
 
     def _finish(self, status: str, error: Exception | None) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class CallableOracleConfig(StrictConfig):
     """A Python function that scores sequences."""
 
     name: Literal["callable"]
+    """Kind of oracle."""
     function: str
     """`package.module:function`, importable where the rollout actors run; takes a list of strings, returns scores."""
     batch_size: int = Field(256, ge=1, le=1_000_000)

@@ -44,6 +44,7 @@ class CsvOracleConfig(LookupConfig):
     """Measured sequences in a CSV file."""
 
     name: Literal["csv"]
+    """Kind of oracle."""
     path: Path
     """The file; its first line names the columns."""
     sequence_column: str = "sequence"
@@ -61,10 +62,11 @@ class NpyOracleConfig(LookupConfig):
     """A pair of `.npy` files as Design-Bench stores them."""
 
     name: Literal["npy"]
+    """Kind of oracle."""
     tokens_path: Path
     """Integer token indices [n, length]."""
     scores_path: Path
-    """Scores [n] or [n, 1]."""
+    """Their scores, [n] or [n, 1]."""
 
     @field_validator("tokens_path", "scores_path")
     @classmethod

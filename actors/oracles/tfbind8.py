@@ -40,6 +40,7 @@ class TFBind8Config(StrictConfig):
     """Binding of DNA 8-mers to a transcription factor."""
 
     name: Literal["tfbind8"] = "tfbind8"
+    """Kind of oracle."""
     factor: str = SHIPPED_FACTOR
     """Table name, such as SIX6_REF_R1 (ships with the package) or PAX3_REF_R1 (downloaded once)."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from learner.configs import StrictConfig
 from learner.space import SequenceSpace
 
-MAX_EMBEDDINGS = 1_000_000
+MAX_EMBEDDINGS = 250_000
 MAX_AUTO_KMERS = 1024
 
 

@@ -33,7 +33,7 @@ def steps(backend: RayBackend, count: int) -> None:
         assert backend.accounting.balanced
 
 
-@pytest.fixture()
+@pytest.fixture
 def backend(in_tmp_path, toy):
     backend = RayBackend(
         toy(**{"run.backend": "ray", "actors.num_rollout_actors": 2}), CheckpointStore(in_tmp_path / "checkpoints")

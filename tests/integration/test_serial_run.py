@@ -153,7 +153,7 @@ def test_a_hanging_oracle_is_stopped_and_the_run_goes_on(in_tmp_path, toy, monke
         "oracle.timeout_seconds": 0.5,
         "evaluation.exact": "never",
     }
-    code, folder = run(toy(**changes))
+    code, _ = run(toy(**changes))
     assert code == 0
     assert (in_tmp_path / "hung").exists()
 
