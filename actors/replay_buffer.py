@@ -55,7 +55,7 @@ class ReplayConfig(StrictConfig):
         return self
 
 
-class BufferError(ValueError):
+class SavedBufferError(ValueError):
     """A saved buffer that cannot be used; the message says why."""
 
 
@@ -207,7 +207,7 @@ class ReplayBuffer:
     def load(self, path: Path) -> None:
         """Continue from a saved buffer of the same capacity and length of sequences.
 
-        Raises BufferError if the file is missing, damaged or does not fit.
+        Raises SavedBufferError if the file is missing, damaged or does not fit.
         """
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
@@ -216,12 +216,12 @@ class ReplayBuffer:
             online, offline = _batch(saved, "online_"), _batch(saved, "offline_")
             version = state["format_version"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AssertionError) as error:
-            raise BufferError(f"{path}: damaged, cut short or not a saved replay buffer ({error})") from error
+            raise SavedBufferError(f"{path}: damaged, cut short or not a saved replay buffer ({error})") from error
         if version != FORMAT_VERSION:
-            raise BufferError(f"{path}: format version {version}, this program reads version {FORMAT_VERSION}")
+            raise SavedBufferError(f"{path}: format version {version}, this program reads version {FORMAT_VERSION}")
         capacity = self.config.capacity
         if online.tokens.shape[1] != self._num_steps or len(online) != min(state["num_added"], capacity):
-            raise BufferError(f"{path}: was saved with another replay.capacity or environment.length")
+            raise SavedBufferError(f"{path}: was saved with another replay.capacity or environment.length")
         self._online = TrajectoryRing(capacity, self._num_steps)
         for name, array in online.arrays().items():
             self._online.arrays[name][: len(online)] = array

@@ -73,10 +73,10 @@ def mode_logo(tokens: np.ndarray, alphabet: str, path: Path) -> None:
     import pandas
 
     counts = np.stack([(tokens == index).sum(0) for index in range(len(alphabet))], 1).astype(float)
-    table = pandas.DataFrame(counts, columns=list(alphabet))
+    table = pandas.DataFrame(counts, columns=list(alphabet), index=range(1, len(counts) + 1))
     bits = logomaker.transform_matrix(table, from_type="counts", to_type="information")
     figure = Figure(figsize=(max(4, 0.45 * tokens.shape[1] + 1), 2.4), layout="constrained")
     axes = figure.add_subplot()
     logomaker.Logo(bits, ax=axes, color_scheme="classic" if alphabet == "ACGT" else None)
-    axes.set(xlabel="position", ylabel="bits", title=f"{len(tokens)} modes")
+    axes.set(xlabel="position", ylabel="bits", ylim=(0, np.log2(len(alphabet))), title=f"{len(tokens)} modes")
     figure.savefig(path, dpi=110)

@@ -10,12 +10,13 @@ from typing import Any
 
 from actors.environments.sequence import SequenceEnvironment
 from actors.oracles.base import OracleDataError
+from actors.replay_buffer import SavedBufferError
 from distributed import cli
 from distributed.backend import Backend
-from distributed.checkpoints import load_sampler, load_state
+from distributed.checkpoints import BUFFER_FILE, load_sampler, load_state
 from distributed.config import DEFAULT_CONFIG, ConfigError, ExperimentConfig, load_config
 from distributed.evaluation import Evaluator
-from distributed.experiment import make_environment, make_oracle, offline_sequences
+from distributed.experiment import make_environment, make_oracle, make_replay_buffer, offline_sequences
 from distributed.progress import configure_logging, print_summary
 from distributed.run_folder import RunFolder, default_name
 from distributed.training_loop import DONE, INTERRUPTED, TrainingLoop
@@ -42,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError("--resume takes the config of the run; give no config file beside it")
         folder = RunFolder.open(options.resume)
         config = folder.load_config(overrides)
+        if config.run.backend != folder.load_config([]).run.backend:
+            raise ConfigError("run.backend: a run is continued on the backend that it was started on")
         checkpoint, state = newest_readable(folder)
     else:
         file = options.config or DEFAULT_CONFIG
@@ -103,9 +106,10 @@ def newest_readable(folder: RunFolder) -> tuple[Path, dict[str, Any]]:
     faults = []
     for checkpoint in folder.checkpoints.newest_first():
         try:
-            load_sampler(checkpoint)
+            config, _ = load_sampler(checkpoint)
+            make_replay_buffer(config).load(checkpoint / BUFFER_FILE)
             return checkpoint, load_state(checkpoint)
-        except CheckpointError as error:
+        except (CheckpointError, SavedBufferError) as error:
             logger.warning("%s; trying an older checkpoint", error)
             faults.append(str(error))
     raise ConfigError(f"--resume: {folder.path} holds no readable checkpoint. {'; '.join(faults)}")

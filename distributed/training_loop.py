@@ -66,7 +66,7 @@ class TrainingLoop:
         self._tracker: MlflowTracker | None = None
         self._started, self._earlier_seconds = time.monotonic(), 0.0
         self._sums: dict[str, list[float]] = {}
-        self._next_record, self._next_evaluation = 0, config.evaluation.every_steps
+        self._next_record, self._next_evaluation = 0, 0
         self._last_save = time.monotonic()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
         self._evaluation: Future[tuple[int, dict[str, float]]] | None = None
@@ -75,9 +75,8 @@ class TrainingLoop:
         """Train, from `checkpoint` and its `state` if given; returns the summary, whose `status` says how it ended."""
         state = state or {}
         self.step, self._earlier_seconds = state.get("step", 0), state.get("wall_seconds", 0.0)
-        self._next_evaluation = (
-            self.step // self.config.evaluation.every_steps + 1
-        ) * self.config.evaluation.every_steps
+        self._run_key = state.get("run_key", self._run_key)
+        self._plan_evaluation()
         if self.config.tracking.mlflow:
             self._tracker = MlflowTracker(self.config, run_key=self._run_key)
         status, error = FAILED, None
@@ -150,10 +149,13 @@ class TrainingLoop:
     def _wall_seconds(self) -> float:
         return self._earlier_seconds + time.monotonic() - self._started
 
-    def _start_evaluation(self) -> None:
-        """Evaluate in a thread, so that the actors are served meanwhile; not at all while the last one still runs."""
+    def _plan_evaluation(self) -> None:
         every = self.config.evaluation.every_steps
         self._next_evaluation = (self.step // every + 1) * every
+
+    def _start_evaluation(self) -> None:
+        """Evaluate in a thread, so that the actors are served meanwhile; not at all while the last one still runs."""
+        self._plan_evaluation()
         if self._evaluation is None:
             weights, statistics = self.backend.evaluation_weights(), self.backend.statistics()
             self._evaluation = self._pool.submit(self._evaluate, weights, statistics)

@@ -1,0 +1,138 @@
+"""The README's commands are run as they stand, shortened only in their number of steps."""
+
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distributed.config import describe_fields
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip().startswith("python -m")
+]
+SHORT = shlex.split(
+    "--run.num_learner_steps 24 --evaluation.num_samples 64 --network.hidden_size 16 --network.num_layers 2"
+)
+PATIENCE_SECONDS = 180
+
+
+def execute(command: str, folder: Path) -> subprocess.CompletedProcess:
+    words = shlex.split(command)
+    assert words[:2] == ["python", "-m"]
+    if words[2] == "distributed.run" and not {"--resume", "--help"} & set(words):
+        words += [*SHORT, "--tracking.mlflow", "false"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *words[1:]],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_commands_of_the_readme_run_in_order(tmp_path):
+    (tmp_path / "tune_configs").symlink_to(ROOT / "tune_configs")
+    letters = np.array(list("ACGT"))
+    rows = {"".join(letters[row]) for row in np.random.default_rng(0).integers(0, 4, (300, 8))}
+    (tmp_path / "measured.csv").write_text(
+        "sequence,score\n" + "".join(f"{s},{s.count('G') / 8}\n" for s in sorted(rows))
+    )
+    assert len(COMMANDS) >= 12
+    for command in COMMANDS:
+        command = command.replace("--run.num_learner_steps 6000", "--run.num_learner_steps 32")
+        done = execute(command, tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
+        if "--json" in command:
+            assert 0 < json.loads(done.stdout)["exact_tv"] < 1
+        if command.startswith("python -m distributed.run") and "--print-config" not in command:
+            assert "run folder: runs/" in done.stdout
+    fasta = (tmp_path / "candidates.fasta").read_text().splitlines()
+    assert len(fasta) == 1000
+    assert re.fullmatch(r">sample_1 score=[\d.]+ log_policy=-[\d.]+", fasta[0])
+    assert re.fullmatch("[ACGT]{8}", fasta[1])
+    table = (tmp_path / "candidates.csv").read_text().splitlines()
+    assert table[0] == "sequence,score,log_policy"
+    assert len(table) == 501
+
+
+@pytest.mark.slow
+def test_mlflow_ui_answers(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port)]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as server:
+        try:
+            deadline = time.monotonic() + 90
+            while True:
+                try:
+                    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
+                    break
+                except OSError:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.5)
+            assert b"MLflow" in page
+        finally:
+            os.killpg(server.pid, 9)
+
+
+@pytest.mark.parametrize(
+    "module", ["distributed.run", "distributed.evaluate", "distributed.sample", "tests.benchmarks"]
+)
+def test_every_command_has_help(module, tmp_path):
+    done = execute(f"python -m {module} --help", tmp_path)
+    assert done.returncode == 0
+    assert module in done.stdout
+
+
+def test_config_keys_named_in_the_readme_exist():
+    known = {key for key, _, _ in describe_fields()}
+    sections = {key.split(".")[0] for key in known}
+    named = {n for n in re.findall(r"(?<![.\w])([a-z]+\.[a-z_]+)\b(?!\.)", README) if n.split(".")[0] in sections}
+    unknown = {n for n in named if n not in known and not n.endswith((".py", ".md", ".yaml", ".npy", ".csv", ".json"))}
+    assert not unknown
+
+
+def test_metrics_of_a_run_are_explained_in_the_readme(in_tmp_path, toy):
+    from distributed.run import train
+
+    config = toy()
+    train(config, None, None, None)
+    summary = json.loads((config.run.output_folder / "toy" / "summary.json").read_text())
+    plain = {"status", "error", "seed", "git_commit", "num_learner_steps", "wall_seconds", "cpu_seconds"}
+    plain |= {"num_trajectories", "trajectories_per_second", "policy_version", "num_rejected_samples"}
+    assert not [key for key in summary if key not in plain and f"`{key}`" not in README and f" {key} " not in README]
+
+
+def test_links_and_pictures_of_the_readme_exist():
+    targets = re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README)
+    assert targets
+    assert [t for t in targets if not t.startswith("http") and not (ROOT / t).exists()] == []
+
+
+def test_quick_benchmarks_write_flat_json(tmp_path):
+    done = execute("python -m tests.benchmarks --quick --only one_core --json figures.json", tmp_path)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["one_core.trained_ratio"] > 0
+    assert all(not isinstance(value, dict) for value in figures.values())
