@@ -8,6 +8,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,6 +20,10 @@ from actors.trajectories import TrajectoryBatch, concatenate, empty_batch
 from learner.configs import StrictConfig
 
 FORMAT_VERSION = 1
+_DAMAGE = (
+    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, AssertionError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What reading a damaged archive may raise."""
 
 
 class ReplayConfig(StrictConfig):
@@ -138,10 +143,10 @@ class ReplayBuffer:
             raise ValueError("the replay buffer is empty")
         if not (prioritised and self.config.priority_exponent):
             return self._online.rows(self._rng.integers(len(self._online), size=count))
-        weights = self._online.arrays["scores"][: len(self._online)].astype(np.float64) ** self.config.priority_exponent
-        cumulated = np.cumsum(weights)
-        if cumulated[-1] <= 0:
+        scores = self._online.arrays["scores"][: len(self._online)].astype(np.float64)
+        if scores.max() <= 0:
             return self._online.rows(self._rng.integers(len(self._online), size=count))
+        cumulated = np.cumsum((scores / scores.max()) ** self.config.priority_exponent)
         picked = np.searchsorted(cumulated, self._rng.random(count) * cumulated[-1], side="right")
         return self._online.rows(np.minimum(picked, len(self._online) - 1))
 
@@ -215,7 +220,7 @@ class ReplayBuffer:
             state = json.loads(str(saved["state"]))
             online, offline = _batch(saved, "online_"), _batch(saved, "offline_")
             version = state["format_version"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AssertionError) as error:
+        except _DAMAGE as error:
             raise SavedBufferError(f"{path}: damaged, cut short or not a saved replay buffer ({error})") from error
         if version != FORMAT_VERSION:
             raise SavedBufferError(f"{path}: format version {version}, this program reads version {FORMAT_VERSION}")

@@ -132,9 +132,11 @@ def attainable_projection(conditionals: np.ndarray, floor: np.ndarray) -> np.nda
     """Water-filling: argmin_m KL(p ‖ m) over laws m with m >= floor, for each row p of `conditionals` [S, A].
 
     `floor` float [A], summing to at most 1. The minimiser is m = max(floor, p/λ) with the λ that makes it sum to one;
-    tokens are pinned to their floor in rising order of p/floor.
+    tokens are pinned to their floor in rising order of p/floor. A row of zeros (a prefix that the target never reaches)
+    counts as uniform.
     """
     p, floor = np.asarray(conditionals, dtype=np.float64), np.asarray(floor, dtype=np.float64)
+    p = np.where(p.sum(1, keepdims=True) > 0, p, 1 / p.shape[1])
     if floor.sum() >= 1 - 1e-12:
         return np.broadcast_to(floor / floor.sum(), p.shape).copy()
     ratio = np.where(floor > 0, p / np.where(floor > 0, floor, 1), np.inf)

@@ -3,6 +3,7 @@
 Shapes: B batch, T steps, A actions, N distinct prefixes.
 """
 
+import copy
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -168,7 +169,7 @@ class GFlowNetLearner:
         batch = self._to_device(trajectories, finished=self.uses_backward_head)
         metrics = {}
         if self.uses_dynamics:
-            replayed = [self._to_device(part, finished=False) for part in triples]
+            replayed = [self._to_device(part, finished=False) for part in triples if len(part)]
             for part in replayed or [batch]:
                 metrics["dynamics_ce"] = self._dynamics_step(part)
         metrics |= self._policy_step(batch)
@@ -218,7 +219,7 @@ class GFlowNetLearner:
             log_pb = balance.posterior_log_pb(log_policy, log_dynamics, batch.actions)
         else:
             assert outputs.backward_logits is not None
-            logits = batch.of_prefixes(outputs.backward_logits)[:, 1:]
+            logits = batch.of_prefixes(outputs.backward_logits)[:, 1:].masked_fill(log_policy.isneginf(), -torch.inf)
             support = self.objective.backward_support
             log_pb = balance.learned_log_pb(logits, log_dynamics, batch.actions, support=support)
         taken = log_dynamics.gather(-1, batch.actions[..., None]).squeeze(-1)
@@ -247,14 +248,14 @@ class GFlowNetLearner:
         return EvaluationWeights(self.step, policy.cpu().numpy().copy(), dynamics.cpu().numpy().copy())
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training goes on from: plain tensors and numbers."""
+        """A copy of everything that training goes on from: plain tensors and numbers."""
         return {
             "step": self.step,
             "policy": self.policy_weights.vector.detach().clone(),
             "averaged": self.averaged.clone(),
             "dynamics": self.dynamics_weights.vector.detach().clone(),
-            "policy_optimiser": self.policy_optimiser.state_dict(),
-            "dynamics_optimiser": self.dynamics_optimiser.state_dict(),
+            "policy_optimiser": copy.deepcopy(self.policy_optimiser.state_dict()),
+            "dynamics_optimiser": copy.deepcopy(self.dynamics_optimiser.state_dict()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -262,8 +263,8 @@ class GFlowNetLearner:
         self.policy_weights.load(state["policy"])
         self.dynamics_weights.load(state["dynamics"])
         self.averaged.copy_(state["averaged"])
-        self.policy_optimiser.load_state_dict(state["policy_optimiser"])
-        self.dynamics_optimiser.load_state_dict(state["dynamics_optimiser"])
+        self.policy_optimiser.load_state_dict(copy.deepcopy(state["policy_optimiser"]))
+        self.dynamics_optimiser.load_state_dict(copy.deepcopy(state["dynamics_optimiser"]))
         self.step = int(state["step"])
 
 

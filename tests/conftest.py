@@ -13,7 +13,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 torch.set_num_threads(1)
 
 
-@pytest.fixture()
+@pytest.fixture
 def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, empty: run folders and the default MLflow store land here."""
     monkeypatch.chdir(tmp_path)
@@ -35,7 +35,7 @@ TOY = {
 """A task of eight sequences that trains in a second."""
 
 
-@pytest.fixture()
+@pytest.fixture
 def toy() -> Callable[..., Any]:
     """Makes the toy's configuration, with dotted keys replaced: toy(**{"run.seed": 1})."""
     import yaml

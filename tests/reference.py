@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from actors.trajectories import TrajectoryBatch, empty_batch
-from learner.dynamics import DynamicsModel
-from learner.networks.mlp import PrefixMLP
+from learner.dynamics import DynamicsConfig, DynamicsModel
+from learner.gflownet import GFlowNetLearner, LearnerConfig, ObjectiveConfig
+from learner.networks.mlp import MLPConfig, PrefixMLP
 from learner.policy import Policy
+from learner.rewards import RewardConfig
 from learner.space import SequenceSpace
 
 Tables = list[np.ndarray]
@@ -34,6 +36,22 @@ def randomise(module: nn.Module, seed: int, scale: float = 0.5) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def small_learner(space: SequenceSpace, *, seed: int = 0, total_steps: int = 200, **sections: dict) -> GFlowNetLearner:
+    """A learner of a toy; `sections`: settings of objective, dynamics, reward and learner."""
+    dynamics = {"network": MLPConfig(hidden_size=12, num_layers=1, kmer_sizes=()), "learning_rate": 1e-2}
+    learner = {"batch_size": 32, "learning_rate": 1e-2, "warmup_steps": 0, "device": "cpu"}
+    return GFlowNetLearner(
+        space,
+        network=MLPConfig(hidden_size=16, num_layers=2),
+        objective=ObjectiveConfig(**sections.get("objective", {})),
+        dynamics=DynamicsConfig(**(dynamics | sections.get("dynamics", {}))),
+        reward=RewardConfig(**sections.get("reward", {})),
+        learner=LearnerConfig(**(learner | sections.get("learner", {}))),
+        total_steps=total_steps,
+        seed=seed,
+    )
 
 
 # --- toys -------------------------------------------------------------------------------------------------------------
@@ -156,19 +174,13 @@ def dynamics_at(model: DynamicsModel, prefix: Sequence[int]) -> np.ndarray:
 
 def posterior(policy: np.ndarray, outcome: np.ndarray, action: int) -> float:
     """P_B(a|s') by Bayes, from π(·|s) [A] and P(x|s,·) [A] of the realised x."""
-    total = 0.0
-    for b in range(len(policy)):
-        total += policy[b] * outcome[b]
+    total = sum(policy[b] * outcome[b] for b in range(len(policy)))
     return policy[action] * outcome[action] / total
 
 
 def learned_backward(logits: np.ndarray, possible: np.ndarray, action: int) -> float:
     """P_B(a|s') of a softmax head over the actions that are `possible` [A]; the taken one always is."""
-    total = 0.0
-    for b in range(len(logits)):
-        if possible[b] or b == action:
-            total += np.exp(logits[b] - logits[action])
-    return 1 / total
+    return 1 / sum(np.exp(logits[b] - logits[action]) for b in range(len(logits)) if possible[b] or b == action)
 
 
 def db_loss(
@@ -188,6 +200,26 @@ def db_loss(
         total += (log_flow(prefix) + log_ratio(b, t, prefix, action, token) - after) ** 2
         count += 1
     return total / count
+
+
+def learner_loss(learner: GFlowNetLearner, batch: TrajectoryBatch, log_rewards: np.ndarray) -> float:
+    """The loss of a learner's networks on trajectories, every prefix computed anew by the naive MLP."""
+    objective, policy, space = learner.objective, learner.policy, learner.space
+
+    def log_ratio(b: int, t: int, prefix: tuple[int, ...], action: int, token: int) -> float:
+        probabilities, _, _ = policy_at(policy, prefix)
+        if objective.name == "gfn_db":
+            return np.log(probabilities[action])
+        outcome = dynamics_at(learner.dynamics, prefix)[:, token]
+        if objective.backward == "posterior":
+            backward = posterior(probabilities, outcome, action)
+        else:
+            logits = mlp_outputs(policy.network, (*prefix, token))[space.num_actions + 1 :]
+            possible = (outcome > objective.backward_support) & space.allowed[t]
+            backward = learned_backward(logits, possible, action)
+        return np.log(probabilities[action] * outcome[action] / backward)
+
+    return db_loss(batch, log_rewards, lambda prefix: policy_at(policy, prefix)[1], log_ratio)
 
 
 # --- exact evaluation -------------------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ class NoiseSampler:
     """Draws realised tokens from a kernel, one uniform number each."""
 
     def __init__(self, kernel: np.ndarray):
-        self._thresholds = np.cumsum(kernel, -1)[..., :-1]  # the last outcome takes what is left
+        self._thresholds = np.cumsum(kernel, -1)
+        self._thresholds[self._thresholds >= 1 - 1e-12] = np.inf  # rounding must let no forbidden outcome through
         self._exact = bool(np.abs(kernel - np.eye(kernel.shape[-1])).max() == 0)
 
     def realise(self, step: int, actions: np.ndarray, uniforms: np.ndarray) -> np.ndarray:

@@ -92,9 +92,9 @@ class SequenceEnvironment:
             raise SequenceError(
                 f"{origin}: sequence {bad[0] + 1} ({_shown(sequences[bad[0]])}) has length {lengths[bad[0]]}; allowed: {allowed}"
             )
-        joined = "".join(s.ljust(longest, "\0") for s in sequences).encode("ascii", errors="replace")
-        letters = np.frombuffer(joined, dtype=np.uint8).reshape(len(sequences), longest)
-        tokens = self._token_of[letters]
+        joined = "".join(s.ljust(longest, "\0") for s in sequences).encode("utf-32-le", errors="surrogatepass")
+        letters = np.frombuffer(joined, dtype=np.uint32).reshape(len(sequences), longest)
+        tokens = np.where(letters < 256, self._token_of[np.minimum(letters, 255)], -1)
         wrong = (tokens < 0) & (np.arange(longest) < lengths[:, None])
         if wrong.any():
             row, column = np.argwhere(wrong)[0]

@@ -3,10 +3,12 @@
 The function runs in a process of its own, in batches, with a time limit, retries, and a cache of repeated sequences.
 """
 
+import contextlib
 import json
 import logging
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -65,9 +67,12 @@ class FunctionProcess:
     def __init__(self, function: str):
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         command = [sys.executable, "-m", "actors.oracles.callable_worker", function]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+        )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._pipes = (self._process.stdin, self._process.stdout)
         self._requests, self._answers, self._buffer = self._process.stdin, self._process.stdout.fileno(), b""
         answer = self._read(STARTUP_SECONDS)
         if "error" in answer:
@@ -96,9 +101,13 @@ class FunctionProcess:
         return scores
 
     def close(self) -> None:
-        """End the process."""
-        self._process.kill()
+        """End the process, and whatever programs the function started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        for pipe in self._pipes:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
     def _read(self, timeout: float) -> dict:
         deadline = time.monotonic() + timeout
@@ -159,7 +168,7 @@ class CallableOracle:
             self._cache.popitem(last=False)
 
     def _score_batch(self, sequences: np.ndarray, *, retries: int) -> np.ndarray:
-        """Scores [n]; after `retries` more tries a batch that raises is halved until the culprits are alone."""
+        """Scores [n]; after `retries` more tries a batch that raises is split until the culprits are alone."""
         for attempt in range(retries + 1):
             try:
                 scores = self._call([s.decode("ascii") for s in sequences.tolist()])
@@ -177,9 +186,10 @@ class CallableOracle:
                 return scores
         if len(sequences) == 1:
             return np.full(1, np.nan)
-        middle = len(sequences) // 2
-        halves = sequences[:middle], sequences[middle:]
-        return np.concatenate([self._score_batch(half, retries=0) for half in halves])
+        scores = np.empty(len(sequences))
+        for part in (slice(0, None, 2), slice(1, None, 2)):  # not halves: sorted neighbours may fail together
+            scores[part] = self._score_batch(sequences[part], retries=0)
+        return scores
 
     def _call(self, sequences: list[str]) -> np.ndarray:
         if not self._process.alive:

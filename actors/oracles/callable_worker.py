@@ -12,11 +12,14 @@ from collections.abc import Callable
 
 
 def load_function(name: str) -> Callable[[list[str]], list[float]]:
-    """The function `package.module:function`; raises ValueError, ImportError or AttributeError."""
+    """The function `package.module:function`; raises an error if there is none."""
     module, _, function = name.partition(":")
     if not module or not function:
         raise ValueError(f"{name!r} is not of the form package.module:function")
-    return getattr(importlib.import_module(module), function)
+    loaded = getattr(importlib.import_module(module), function)
+    if not callable(loaded):
+        raise TypeError(f"not callable, but of type {type(loaded).__name__}")
+    return loaded
 
 
 def main() -> None:

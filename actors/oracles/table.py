@@ -1,6 +1,7 @@
 """Oracles that look scores up: a full table of a space, or a list of measured sequences."""
 
 import csv
+import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -92,17 +93,17 @@ class LookupOracle:
         _check_scores(scores, config, origin)
         self._environment = environment
         self._sequences, first, inverse = np.unique(sequences, return_index=True, return_inverse=True)
-        self._scores = scores[first].astype(np.float32)
-        differing = np.flatnonzero(np.abs(self._scores[inverse] - scores) > 1e-6)
+        kept = scores[first].astype(np.float64)
+        differing = np.flatnonzero(~np.isclose(kept[inverse], scores, rtol=1e-6, atol=1e-9))
         if len(differing):
             row = differing[0]
             raise OracleDataError(
-                f"{origin}: sequence {sequences[row].decode()} is listed with the scores {self._scores[inverse[row]]:g} "
+                f"{origin}: sequence {sequences[row].decode()} is listed with the scores {kept[inverse[row]]:g} "
                 f"and {scores[row]:g} (row {row + 1}); each sequence may have one score"
             )
         if config.normalise == "minmax":
-            low, high = self._scores.min(), self._scores.max()
-            self._scores = (self._scores - low) / (high - low)
+            kept = (kept - kept.min()) / (kept.max() - kept.min())
+        self._scores = kept.astype(np.float32)
         self.reference: np.ndarray | None = self._sequences
         self._missing = np.float32(np.nan if config.missing_score is None else config.missing_score)
 
@@ -176,9 +177,11 @@ def npy_oracle(config: NpyOracleConfig, environment: SequenceEnvironment) -> Loo
         )
     if len(scores) != len(tokens):
         raise OracleDataError(f"{config.scores_path}: {len(scores)} scores for {len(tokens)} sequences")
+    if not len(tokens):
+        raise OracleDataError(f"{config.tokens_path}: holds no sequence")
     if not np.issubdtype(tokens.dtype, np.integer) or tokens.min() < 0 or tokens.max() >= space.num_tokens:
         raise OracleDataError(f"{config.tokens_path}: allowed are integers in 0..{space.num_tokens - 1}")
-    if not np.issubdtype(scores.dtype, np.number):
+    if scores.dtype.kind not in "fiu":
         raise OracleDataError(f"{config.scores_path}: holds {scores.dtype}; allowed: numbers")
     sequences = environment.sequences(tokens, np.full(len(tokens), space.max_length))
     return LookupOracle(environment, sequences, scores, config, origin=str(config.scores_path))
@@ -186,9 +189,12 @@ def npy_oracle(config: NpyOracleConfig, environment: SequenceEnvironment) -> Loo
 
 def _load_array(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise OracleDataError(f"{path}: not a readable .npy array ({error})") from error
+    if not isinstance(array, np.ndarray):
+        raise OracleDataError(f"{path}: an archive of arrays; allowed: one .npy array")
+    return array
 
 
 def _lookup(

@@ -64,7 +64,7 @@ def e_score_table(factor: str) -> np.ndarray:
     if factor.replace("_", "").isalnum() and cached.is_file():
         try:
             return np.load(cached, allow_pickle=False)["e_score_1e5"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             cached.unlink()  # cut short by a crash or a full disk: make it anew
     table = _read_table(factor)
     _write_atomically(cached, table)

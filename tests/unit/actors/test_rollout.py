@@ -47,7 +47,7 @@ def make_policy(environment: SequenceEnvironment, seed: int = 0) -> Policy:
     """A policy far from uniform."""
     torch.manual_seed(seed)
     policy = Policy(environment.space, MLPConfig(hidden_size=16, num_layers=2, kmer_sizes=()), backward_head=False)
-    torch.nn.init.normal_(policy.network.head.weight, std=0.4)
+    torch.nn.init.normal_(policy.network.head.weight, std=0.8)
     return policy
 
 
@@ -108,7 +108,7 @@ VARIABLE = {"variable_length": True, "min_length": 1}
 )
 def test_rollouts_follow_the_exact_law(settings, temperature, epsilon):
     environment = make_environment(**settings)
-    policy, count = make_policy(environment), 20_000
+    policy, count = make_policy(environment), 100_000
     batch = draw_trajectories(
         policy,
         environment,
@@ -127,12 +127,12 @@ def test_rollouts_follow_the_exact_law(settings, temperature, epsilon):
 def test_the_test_above_tells_laws_apart():
     environment = make_environment()
     policy = make_policy(environment)
-    batch = draw_trajectories(policy, environment, environment.noise, 20_000, np.random.default_rng(0))
+    batch = draw_trajectories(policy, environment, environment.noise, 100_000, np.random.default_rng(0))
     for tables, kernel in (
-        (policy_tables(policy), make_environment(noise=0.25).kernel),
+        (policy_tables(policy), make_environment(noise=0.2).kernel),
         (policy_tables(policy), np.broadcast_to(np.eye(3), (3, 3, 3))),
-        (behaviour_tables(policy, 1.2, 0), environment.kernel),
-        (behaviour_tables(policy, 1, 0.1), environment.kernel),
+        (behaviour_tables(policy, 1.3, 0), environment.kernel),
+        (behaviour_tables(policy, 1, 0.2), environment.kernel),
     ):
         law, _ = realised_law(environment.space, tables, kernel)
         assert p_value(environment, batch, law) < FALSE_ALARM
@@ -141,7 +141,7 @@ def test_the_test_above_tells_laws_apart():
 def test_noise_switched_off_for_one_call():
     environment = make_environment(noise=1.0)
     policy, rng = make_policy(environment), np.random.default_rng(1)
-    batch = draw_trajectories(policy, environment, environment.intact, 20_000, rng)
+    batch = draw_trajectories(policy, environment, environment.intact, 100_000, rng)
     law, _ = realised_law(environment.space, policy_tables(policy), np.broadcast_to(np.eye(3), (3, 3, 3)))
     np.testing.assert_array_equal(batch.tokens, batch.actions)
     assert p_value(environment, batch, law) > FALSE_ALARM

@@ -1,6 +1,7 @@
 """From scores to log-rewards, and the schedule of the step size."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_step_size_warms_up_and_decays_by_a_half_cosine():
     assert factors[35] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.sqrt(0.5)))
     assert factors[60] == pytest.approx(0.55)
     assert factors[110:] == pytest.approx([0.1] * 11)
-    assert all(a > b for a, b in zip(factors[10:110], factors[11:111], strict=True))
+    assert all(a > b for a, b in pairwise(factors[10:111]))
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(5, 10), (10, 10), (1, 0)])

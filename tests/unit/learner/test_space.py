@@ -66,5 +66,5 @@ def test_number_of_sequences_is_exact_where_floats_are_not():
     ],
 )
 def test_impossible_spaces_are_refused(wrong: dict):
-    with pytest.raises(ValueError, match="num_tokens >= 2|min_length must lie"):
+    with pytest.raises(ValueError, match=r"num_tokens >= 2|min_length must lie"):
         SequenceSpace(**wrong)
