@@ -4,7 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from actors.rollout import RolloutReport
 from learner.gflownet import EvaluationWeights
+
+MAX_EMPTY_BATCHES = 5
 
 
 class RunFailed(RuntimeError):
@@ -37,6 +40,19 @@ class Accounting:
     """CPU time of all processes of the run, earlier sessions of a resumed run included."""
     lags: list[int] = field(default_factory=list)
     """Policy lag in versions, queue time included, of the batches trained on since the last `take_lags`."""
+
+    empty_batches: int = 0
+    """Batches in a row of which every trajectory was rejected."""
+
+    def count_rollout(self, report: RolloutReport) -> int:
+        """Book a rollout and return its number of valid trajectories; raises RunFailed after too many without any."""
+        count = report.num_sampled - report.num_rejected
+        self.num_sampled += report.num_sampled
+        self.num_rejected += report.num_rejected
+        self.empty_batches = 0 if count else self.empty_batches + 1
+        if self.empty_batches >= MAX_EMPTY_BATCHES:
+            raise RunFailed(f"{MAX_EMPTY_BATCHES} batches in a row had no valid score; see the warnings above")
+        return count
 
     @property
     def num_dropped(self) -> int:

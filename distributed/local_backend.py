@@ -7,7 +7,7 @@ from typing import Any
 from actors.replay_buffer import ReplayBuffer
 from actors.rollout import RolloutWorker
 from actors.trajectories import TrajectoryBatch, mix
-from distributed.backend import Accounting, RunFailed, StepResult
+from distributed.backend import Accounting, StepResult
 from distributed.checkpoints import BUFFER_FILE, load_state, restore_learner, save_learner
 from distributed.config import ExperimentConfig
 from distributed.experiment import (
@@ -48,18 +48,15 @@ class SerialBackend:
             self._number = state["number"]
         self._earlier_cpu_seconds = self.accounting.cpu_seconds - time.process_time()
 
-    def step(self) -> StepResult:
-        """Draw, store, learn, hand the weights over."""
+    def step(self) -> StepResult | None:
+        """Draw, store, learn, hand the weights over; None if every trajectory was rejected."""
         self.worker.set_weights(self.learner.weights(), self.accounting.policy_version)
         fresh, report = self.worker.rollout()
-        stored = self.buffer.add(fresh, SOURCE, self._number)
-        self._number += 1
         accounting = self.accounting
-        accounting.num_sampled += report.num_sampled
-        accounting.num_rejected += report.num_rejected
-        accounting.num_stored += stored
-        if not len(fresh):
-            raise RunFailed(f"all {report.num_sampled} trajectories of a rollout were rejected; see the warnings above")
+        if not accounting.count_rollout(report):
+            return None
+        accounting.num_stored += self.buffer.add(fresh, SOURCE, self._number)
+        self._number += 1
         draw = self.buffer.draw(len(fresh), num_dynamics_trajectories(self.config, len(fresh)))
         metrics = learn(self.learner, fresh, draw.policy, draw.dynamics)
         accounting.num_trained += len(fresh)

@@ -8,12 +8,11 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from actors.rollout import RolloutReport
 from distributed.backend import Accounting, RunFailed, StepResult
@@ -21,62 +20,15 @@ from distributed.checkpoints import CheckpointStore, load_state
 from distributed.config import ExperimentConfig
 from distributed.experiment import make_environment, make_oracle, num_dynamics_trajectories, offline_sequences
 from distributed.ray_actors import RemoteLearnerActor, RemoteReplayBufferActor, RemoteRolloutActor
+from distributed.ray_calls import FreshBatch, Pending, Slot
+from distributed.ray_faults import INFRASTRUCTURE, cause, last_line, raise_if_fault, reason
 from distributed.ray_runtime import beside_driver, connect, learner_gpus
 from learner.gflownet import EvaluationWeights
 
 logger = logging.getLogger(__name__)
-INFRASTRUCTURE = (RayActorError, ObjectLostError, WorkerCrashedError, GetTimeoutError)
-"""What a dead process, node or link looks like; anything else that a task raises is a fault of the program or oracle."""
 MAX_UPDATES_IN_FLIGHT = 2
 MAX_ADDS_IN_FLIGHT = 8
-MAX_EMPTY_BATCHES = 5
-"""Batches in a row of which every trajectory was rejected, after which the run ends."""
 POLL_SECONDS = 0.2
-
-
-@dataclass
-class Slot:
-    """A place for an actor, and how often it was filled."""
-
-    role: str
-    index: int
-    handle: Any
-    incarnation: int
-    restarts: int = 0
-
-    @property
-    def source(self) -> str:
-        """Unique name of the present actor, under which its batches are deduplicated."""
-        return f"{self.role}-{self.index}.{self.incarnation}"
-
-
-@dataclass
-class Pending:
-    """A call under way."""
-
-    kind: str
-    slot: Slot
-    handle: Any
-    deadline: float
-    batch: Any = None
-    """Reference of the trajectories concerned."""
-    count: int = 0
-    """Their number, once known."""
-    version: int = 0
-    """Policy version that drew them."""
-    weights: Any = None
-    """update: reference of the new weights."""
-    source: str = ""
-    number: int = 0
-
-
-@dataclass
-class FreshBatch:
-    """Trajectories that wait for the learner."""
-
-    reference: Any
-    count: int
-    version: int
 
 
 class RayBackend:
@@ -89,7 +41,7 @@ class RayBackend:
         self._unsent: list[Pending] = []
         self._numbers: Counter[str] = Counter()
         self._cpu: dict[str, float] = {}
-        self._earlier_cpu_seconds, self._empty_batches, self._session = 0.0, 0, 0
+        self._earlier_cpu_seconds, self._session = 0.0, 0
         self._weights: Any = None
         self._owns_ray = False
         self._rollouts: list[Slot] = []
@@ -222,16 +174,11 @@ class RayBackend:
         return None
 
     def _rollout_done(self, call: Pending, report: RolloutReport) -> None:
-        accounting, count = self.accounting, report.num_sampled - report.num_rejected
-        accounting.num_sampled += report.num_sampled
-        accounting.num_rejected += report.num_rejected
         self._cpu[call.source] = report.cpu_seconds
-        self._empty_batches = 0 if count else self._empty_batches + 1
-        if self._empty_batches >= MAX_EMPTY_BATCHES:
-            raise RunFailed(f"{MAX_EMPTY_BATCHES} batches in a row had no valid score; see the warnings above")
+        count = self.accounting.count_rollout(report)
         if not count:
             return
-        accounting.num_in_flight += count
+        self.accounting.num_in_flight += count
         self._submit_add(call.batch, count, call.source, self._numbers[call.source])
         self._numbers[call.source] += 1
         self._fresh.append(FreshBatch(call.batch, count, report.policy_version))
@@ -254,12 +201,12 @@ class RayBackend:
 
     def _failed(self, call: Pending, error: Exception) -> None:
         """Recover from a failed call, or raise RunFailed if it was no matter of a dead process or node."""
-        _raise_if_fault(error)
+        raise_if_fault(error)
         if call.kind == "rollout":
             if call.handle is call.slot.handle:
                 self._restart(call.slot, error)
             return
-        lost = call.kind == "add" and isinstance(_cause(error), ObjectLostError)  # its node died with the batch
+        lost = call.kind == "add" and isinstance(cause(error), ObjectLostError)  # its node died with the batch
         if call.kind == "add" and not lost:
             self._unsent.append(call)
         self._replace_dead(error)
@@ -293,15 +240,15 @@ class RayBackend:
                 self._restart(slot, silence if isinstance(silence, RayActorError) else error)
 
     def _restart(self, slot: Slot, error: Exception) -> None:
-        _raise_if_fault(error)
+        raise_if_fault(error)
         if slot.restarts >= self.config.actors.max_restarts:
-            raise RunFailed(f"{slot.role} {slot.index} died {slot.restarts + 1} times; last: {_reason(error)}")
+            raise RunFailed(f"{slot.role} {slot.index} died {slot.restarts + 1} times; last: {reason(error)}")
         ray.kill(slot.handle, no_restart=True)
         slot.restarts += 1
         slot.incarnation += 1
         self.accounting.num_restarts += 1
         logger.warning("%s %d died (%s); restart %d of at most %d, incarnation %d",
-                       slot.role, slot.index, _reason(error), slot.restarts,
+                       slot.role, slot.index, reason(error), slot.restarts,
                        self.config.actors.max_restarts, slot.incarnation)  # fmt: skip
         checkpoint = next(iter(self.store.newest_first()), None)
         if slot.role == "rollout":
@@ -324,9 +271,9 @@ class RayBackend:
             try:
                 return ray.get(call(), timeout=self.config.actors.timeout_seconds)
             except (RayTaskError, *INFRASTRUCTURE) as error:
-                _raise_if_fault(error)
+                raise_if_fault(error)
                 if attempt + 1 == tries:
-                    raise RunFailed(f"no answer after {tries} tries: {_reason(error)}") from error
+                    raise RunFailed(f"no answer after {tries} tries: {reason(error)}") from error
                 self._replace_dead(error)
 
     def evaluation_weights(self) -> EvaluationWeights:
@@ -345,11 +292,11 @@ class RayBackend:
         try:
             ray.get(calls, timeout=self.config.actors.timeout_seconds)
         except (RayTaskError, *INFRASTRUCTURE) as error:
-            if isinstance(_cause(error), OSError):
-                raise OSError(_last_line(error)) from error
-            _raise_if_fault(error)
+            if isinstance(cause(error), OSError):
+                raise OSError(last_line(error)) from error
+            raise_if_fault(error)
             self._replace_dead(error)
-            raise OSError(_reason(error)) from error
+            raise OSError(reason(error)) from error
         return {"accounting": self.accounting.state_dict(), "session": self._session}
 
     def close(self) -> None:
@@ -363,25 +310,3 @@ class RayBackend:
         self._fresh.clear()
         if self._owns_ray:
             ray.shutdown()
-
-
-def _cause(error: Exception) -> Exception:
-    return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, Exception) else error
-
-
-def _raise_if_fault(error: Exception) -> None:
-    """RunFailed for whatever a restart cannot mend: an exception raised by our code, a user's oracle, or a constructor."""
-    if isinstance(error, RayActorError) and getattr(error, "actor_init_failed", False):
-        raise RunFailed(f"an actor could not start: {_last_line(error)}") from error
-    if not isinstance(_cause(error), INFRASTRUCTURE):
-        raise RunFailed(_last_line(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    """The telling line of a Ray error: why the process died, if it says so, or else its first line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return next((line for line in lines if "exit detail" in line or "is dead because" in line), lines[0])[:300]
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from actors.oracles.base import OracleError
 from actors.trajectories import TrajectoryBatch
 from distributed import plots
 from distributed.backend import Backend, RunFailed, StepResult
@@ -88,13 +89,15 @@ class TrainingLoop:
                 except KeyboardInterrupt:
                     status = INTERRUPTED
                     raise
-                except (RunFailed, OSError) as failure:
+                except (RunFailed, OracleError, OSError) as failure:
                     error = failure
                     logger.error("%s", failure)
                 return self._finish(status, error)
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self.backend.close()
+            if self._tracker is not None:  # left in a hurry, or never begun
+                self._tracker.close(MLFLOW_STATUS[status], [], {})
 
     def _train(self, checkpoint: Path | None, stop: StopSignal, progress: ProgressLine) -> None:
         self.backend.start(checkpoint)
@@ -166,8 +169,12 @@ class TrainingLoop:
     def _collect_evaluation(self, *, wait: bool) -> dict[str, float]:
         if self._evaluation is None or not (wait or self._evaluation.done()):
             return {}
-        step, metrics = self._evaluation.result()
-        self._evaluation = None
+        evaluation, self._evaluation = self._evaluation, None
+        try:
+            step, metrics = evaluation.result()
+        except (OracleError, ValueError) as error:
+            logger.warning("no evaluation: %s", error)
+            return {}
         self._log(step, metrics)
         return metrics
 
@@ -194,7 +201,11 @@ class TrainingLoop:
         summary: dict[str, Any] = {"status": status, "error": None if error is None else str(error)}
         if status != FAILED:
             self._save()
-            summary |= self._judge()
+            try:
+                summary |= self._judge()
+            except (OracleError, ValueError) as failure:
+                logger.error("the sampler is saved, but could not be judged: %s", failure)
+                summary |= {"status": FAILED, "error": str(failure)}
         accounting, wall = self.backend.accounting, self._wall_seconds()
         summary |= accounting.counts() | {
             "num_trajectories": accounting.num_sampled,
@@ -205,9 +216,14 @@ class TrainingLoop:
             "seed": self.config.run.seed,
             "git_commit": git_commit(),
         }
-        self.folder.write_summary(summary)
+        try:
+            self.folder.write_summary(summary)
+        except OSError as failure:
+            logger.error("summary.json was not written (%s)", failure)
+            summary |= {"status": FAILED, "error": str(failure)}
         if self._tracker is not None:
-            self._tracker.close(MLFLOW_STATUS[status], self._artifacts(), summary)
+            self._tracker.close(MLFLOW_STATUS[summary["status"]], self._artifacts(), summary)
+            self._tracker = None
         return summary
 
     def _judge(self) -> dict[str, float]:

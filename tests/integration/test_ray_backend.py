@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,6 +156,33 @@ def test_a_useless_oracle_ends_a_ray_run_with_its_cause(in_tmp_path, toy, functi
     result = summary(RunFolder(config.run.output_folder / "toy"))
     assert result["status"] == "failed"
     assert message in result["error"]
+
+
+def test_batches_that_come_too_late_are_stored_but_not_trained_on_as_fresh(in_tmp_path, toy):
+    config = toy(**{"run.backend": "ray", "actors.max_policy_lag": 0})
+    assert train(config, None, None, None) == 0
+    folder = RunFolder(config.run.output_folder / "toy")
+    result = summary(folder)
+    assert result["num_stale"] > 0
+    assert result["num_stored"] >= result["num_trained"] + result["num_stale"]
+    assert all(record.get("policy_lag_max", 0) == 0 for record in folder.read_metrics())
+
+
+def test_the_command_attaches_to_a_running_cluster(in_tmp_path, toy):
+    """As on a cluster: Ray runs already, the command brings its own code along, and leaves Ray running."""
+    (in_tmp_path / "toy.yaml").write_text(
+        toy(**{"run.backend": "ray", "oracle.function": "tests.oracles:count_b"}).to_yaml()
+    )
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "distributed.run", "toy.yaml", "--run.address", address]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=in_tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert ray.cluster_resources()["CPU"] == 8
+    too_many = [*command, "--actors.num_rollout_actors", "100", "--run.name", "more"]
+    done = subprocess.run(too_many, cwd=in_tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "actors.num_rollout_actors: 100 actors" in done.stderr
 
 
 def test_offline_data_reach_the_buffer(in_tmp_path, toy):

@@ -136,14 +136,37 @@ def test_rejected_scores_are_counted_and_training_goes_on(in_tmp_path, toy):
 
 
 @pytest.mark.parametrize(
-    ("function", "message"), [("always_nan", "rejected"), ("always_raises", "the assay is on fire")]
+    ("function", "retries", "message"),
+    [
+        ("always_nan", 0, "no valid score"),
+        ("always_raises", 0, "the assay is on fire"),
+        ("always_raises", 9, "20 times"),
+    ],
 )
-def test_a_useless_oracle_ends_the_run_with_its_cause(in_tmp_path, toy, caplog, function, message):
-    changes = {"oracle.function": f"tests.oracles:{function}", "evaluation.exact": "never", "oracle.max_retries": 0}
+def test_a_useless_oracle_ends_the_run_with_its_cause(in_tmp_path, toy, caplog, function, retries, message):
+    changes = {
+        "oracle.function": f"tests.oracles:{function}",
+        "evaluation.exact": "never",
+        "oracle.max_retries": retries,
+    }
     code, folder = run(toy(**changes))
     assert code == 1
     assert summary(folder)["status"] == "failed"
-    assert message in caplog.text + str(summary(folder)["error"])
+    assert message in caplog.text
+
+
+def test_an_oracle_that_fails_only_at_the_end_leaves_a_saved_sampler(in_tmp_path, toy, monkeypatch):
+    from actors.oracles.base import OracleError
+    from distributed.evaluation import Evaluator
+
+    def fail(*_: object) -> None:
+        raise OracleError("gone home")
+
+    monkeypatch.setattr(Evaluator, "sample_metrics", fail)
+    code, folder = run(toy(**{"evaluation.every_steps": 1000}))
+    assert code == 1
+    assert summary(folder)["error"] == "gone home"
+    assert load_sampler(folder.path)[1].step == 24
 
 
 def test_a_hanging_oracle_is_stopped_and_the_run_goes_on(in_tmp_path, toy, monkeypatch):

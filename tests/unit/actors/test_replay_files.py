@@ -147,7 +147,7 @@ def test_foreign_files_are_refused(tmp_path):
 
 def test_a_single_array_is_refused(tmp_path):
     np.save(tmp_path / "b.npy", np.arange(3))
-    refused(tmp_path / "b.npy", make_buffer())
+    assert refused(tmp_path / "b.npy", make_buffer())
 
 
 def changed(path: Path, **changes) -> None:
