@@ -91,6 +91,8 @@ def test_killed_actors_are_replaced_and_nothing_is_counted_twice(backend):
     for victim in (backend._rollouts[0], backend._learner, backend._buffer, backend._rollouts[1]):
         version = backend.accounting.policy_version
         kill(victim)
+        while victim.restarts == 0:  # the others go on until the loss is noticed
+            backend.step()
         steps(backend, 5)
         assert victim.restarts == 1
         assert backend.accounting.policy_version > version
