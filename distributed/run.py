@@ -13,10 +13,10 @@ from actors.oracles.base import OracleDataError
 from actors.replay_buffer import SavedBufferError
 from distributed import cli
 from distributed.backend import Backend
-from distributed.checkpoints import BUFFER_FILE, load_sampler, load_state
+from distributed.checkpoints import BUFFER_FILE, load_state, restore_learner
 from distributed.config import DEFAULT_CONFIG, ConfigError, ExperimentConfig, load_config
 from distributed.evaluation import Evaluator
-from distributed.experiment import make_environment, make_oracle, make_replay_buffer, offline_sequences
+from distributed.experiment import make_environment, make_learner, make_oracle, make_replay_buffer, offline_sequences
 from distributed.progress import configure_logging, print_summary
 from distributed.run_folder import RunFolder, default_name
 from distributed.training_loop import DONE, INTERRUPTED, TrainingLoop
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = folder.load_config(overrides)
         if config.run.backend != folder.load_config([]).run.backend:
             raise ConfigError("run.backend: a run is continued on the backend that it was started on")
-        checkpoint, state = newest_readable(folder)
+        checkpoint, state = newest_readable(folder, config)
     else:
         file = options.config or DEFAULT_CONFIG
         config = load_config(file, overrides)
@@ -101,18 +101,19 @@ def make_backend(config: ExperimentConfig, folder: RunFolder) -> Backend:
     return RayBackend(config, folder.checkpoints)
 
 
-def newest_readable(folder: RunFolder) -> tuple[Path, dict[str, Any]]:
-    """The newest checkpoint that can be read, and its state; raises ConfigError if there is none."""
+def newest_readable(folder: RunFolder, config: ExperimentConfig) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint that `config` can go on from, and its state; raises ConfigError if there is none."""
+    learner = make_learner(config.model_copy(update={"learner": config.learner.model_copy(update={"device": "cpu"})}))
     faults = []
     for checkpoint in folder.checkpoints.newest_first():
         try:
-            config, _ = load_sampler(checkpoint)
+            restore_learner(learner, checkpoint)
             make_replay_buffer(config).load(checkpoint / BUFFER_FILE)
             return checkpoint, load_state(checkpoint)
         except (CheckpointError, SavedBufferError) as error:
             logger.warning("%s; trying an older checkpoint", error)
             faults.append(str(error))
-    raise ConfigError(f"--resume: {folder.path} holds no readable checkpoint. {'; '.join(faults)}")
+    raise ConfigError(f"--resume: {folder.path} holds no checkpoint to go on from. {'; '.join(faults)}")
 
 
 if __name__ == "__main__":

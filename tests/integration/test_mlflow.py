@@ -46,7 +46,7 @@ def test_a_resumed_run_continues_its_mlflow_run(in_tmp_path, toy):
     train(config, None, None, None)
     folder = RunFolder(config.run.output_folder / "toy")
     longer = folder.load_config([("run.num_learner_steps", "40")])
-    assert train(longer, folder, *newest_readable(folder)) == 0
+    assert train(longer, folder, *newest_readable(folder, longer)) == 0
     client = MlflowClient("sqlite:///mlflow.db")
     run = one_run(client)
     assert run.info.status == "FINISHED"

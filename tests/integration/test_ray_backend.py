@@ -74,7 +74,7 @@ def test_a_ray_run_resumes_with_its_counters_and_optimiser(in_tmp_path, toy):
     folder = RunFolder(config.run.output_folder / "toy")
     before = summary(folder)
     longer = folder.load_config([("run.num_learner_steps", "60")])
-    checkpoint, state = newest_readable(folder)
+    checkpoint, state = newest_readable(folder, longer)
     assert train(longer, folder, checkpoint, state) == 0
     after = summary(folder)
     assert after["num_learner_steps"] >= 60

@@ -20,7 +20,7 @@ def run(config: ExperimentConfig) -> tuple[int, RunFolder]:
 
 def resume(folder: RunFolder, **changes: object) -> int:
     config = folder.load_config([(key, str(value)) for key, value in changes.items()])
-    return train(config, folder, *newest_readable(folder))
+    return train(config, folder, *newest_readable(folder, config))
 
 
 def summary(folder: RunFolder) -> dict:
@@ -81,13 +81,13 @@ def test_resume_falls_back_on_an_older_checkpoint(in_tmp_path, toy):
     newest, older = folder.checkpoints.newest_first()
     learner = newest / "learner.pt"
     learner.write_bytes(learner.read_bytes()[: learner.stat().st_size // 2])
-    checkpoint, state = newest_readable(folder)
+    checkpoint, state = newest_readable(folder, toy())
     assert checkpoint == older
     assert state["step"] == 0
     for path in older.iterdir():
         path.write_bytes(b"")
-    with pytest.raises(ConfigError, match="no readable checkpoint"):
-        newest_readable(folder)
+    with pytest.raises(ConfigError, match="no checkpoint to go on from"):
+        newest_readable(folder, toy())
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
