@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actors.environments.noise import NoiseSampler
 from actors.environments.sequence import SequenceEnvironment
-from actors.oracles.base import Oracle
+from actors.oracles.base import Oracle, valid_scores
 from actors.trajectories import OFFLINE_VERSION, TrajectoryBatch, empty_batch
 from learner.configs import StrictConfig
 from learner.flat import FlatParameters
@@ -39,8 +39,9 @@ class ActorsConfig(StrictConfig):
     """Share of a uniform policy mixed into the behaviour policy; loss and evaluation always use 0."""
     max_in_flight: int = Field(2, ge=1, le=64)
     """Rollout calls queued at each actor (run.backend ray)."""
-    max_policy_lag: int = Field(16, ge=0)
-    """A batch drawn by weights that are this many versions older is stored for replay, but not trained on as fresh."""
+    max_policy_lag: int | None = Field(None, ge=0)
+    """A batch drawn by weights that are more versions older than this is stored for replay, but not trained on as fresh;
+    null: 8, and 4 for each rollout call that may be under way."""
     max_restarts: int = Field(5, ge=0)
     """How often each actor is started anew after it died, before the run ends with the cause."""
     timeout_seconds: float = Field(600.0, gt=0)
@@ -51,6 +52,12 @@ class ActorsConfig(StrictConfig):
     """CPUs that Ray reserves for the learner, which also sets its number of threads."""
     learner_num_gpus: float = Field(1.0, ge=0)
     """GPUs, or the share of one, for the learner, if learner.device allows and the cluster has any."""
+
+    @property
+    def policy_lag_limit(self) -> int:
+        """`max_policy_lag`, or what it is where none is given."""
+        default = 8 + 4 * self.num_rollout_actors * self.max_in_flight
+        return default if self.max_policy_lag is None else self.max_policy_lag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +130,7 @@ class RolloutWorker:
         lengths = self.environment.lengths(drawn.tokens, drawn.num_steps)
         drawn.scores[:] = self.oracle.score(drawn.tokens, lengths)
         end = time.perf_counter()
-        with np.errstate(invalid="ignore"):
-            valid = np.isfinite(drawn.scores) & (drawn.scores >= 0)
+        valid = valid_scores(drawn.scores)
         if not valid.all():
             self._log_rejected(drawn[~valid])
         report = RolloutReport(

@@ -46,11 +46,6 @@ class TrajectoryBatch:
         """Name of each array -> array."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of all arrays, in bytes."""
-        return sum(array.nbytes for array in self.arrays().values())
-
 
 def concatenate(batches: Sequence[TrajectoryBatch]) -> TrajectoryBatch:
     """One batch of all trajectories, in order."""

@@ -54,6 +54,11 @@ class Accounting:
             raise RunFailed(f"{MAX_EMPTY_BATCHES} batches in a row had no valid score; see the warnings above")
         return count
 
+    def count_offline(self, report: RolloutReport) -> None:
+        """Book the rejected ones of an offline rollout; the others are no part of the run's own trajectories."""
+        self.num_sampled += report.num_rejected
+        self.num_rejected += report.num_rejected
+
     @property
     def num_dropped(self) -> int:
         """Rejected and lost ones."""

@@ -45,6 +45,14 @@ class CheckpointStore:
             shutil.rmtree(old, ignore_errors=True)
         return final
 
+    def set_aside_newer(self, checkpoint: Path) -> None:
+        """Rename those that are newer than `checkpoint`, which a resumed run passed over, to damaged_…"""
+        for newer in self.newest_first():
+            if newer.name > checkpoint.name:
+                aside = newer.with_name(f"damaged_{newer.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(newer, aside)
+
     def newest_first(self) -> list[Path]:
         """Folders of complete checkpoints."""
         return sorted(self.folder.glob("step_*"), reverse=True)

@@ -4,7 +4,9 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from actors.oracles.base import OracleError
 from distributed.config import ConfigError, describe_fields
+from learner.metrics import NoSampleError
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -42,6 +44,9 @@ def exit_with(command: Callable[[list[str] | None], int]) -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_USAGE
+    except (OracleError, NoSampleError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED

@@ -1,11 +1,12 @@
 """The whole configuration of an experiment: YAML file + command line -> frozen, validated sections."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from actors.environments.sequence import EnvironmentConfig
@@ -21,6 +22,7 @@ from learner.networks import MLPConfig, NetworkConfig
 from learner.rewards import RewardConfig
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "tune_configs" / "tfbind8.yaml"
+DEFAULT_NAMES = {"oracle": "tfbind8", "network": "mlp"}
 MAX_CONFIG_BYTES = 1_000_000
 
 
@@ -67,6 +69,16 @@ class TrackingConfig(StrictConfig):
     """Log the run to MLflow."""
     mlflow_uri: str | None = None
     """Tracking server or store; null: $MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db in this folder."""
+
+    @field_validator("mlflow_uri")
+    @classmethod
+    def _no_credentials(cls, value: str | None) -> str | None:
+        if value is not None and without_credentials(value) != value:
+            raise ValueError(
+                "no user or password is allowed here; use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return value
+
     experiment: str = Field("default", min_length=1, max_length=200)
     """MLflow experiment."""
     log_every_steps: int = Field(20, ge=1)
@@ -129,7 +141,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
 
 
@@ -149,7 +161,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"--{key}: {parent} is not a section")
-        if last == "name" and parents[-1] in ("oracle", "network") and node.get("name") != value:
+        if last == "name" and parents[-1] in DEFAULT_NAMES and node.get("name", DEFAULT_NAMES[parents[-1]]) != value:
             node.clear()
         node[last] = value
     return values
@@ -160,7 +172,13 @@ def validate(values: dict[str, Any]) -> ExperimentConfig:
     try:
         return ExperimentConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(fault, values) for fault in error.errors())) from error
+        faults = "\n".join(_explain(fault, values) for fault in error.errors())
+        raise ConfigError(without_credentials(faults)) from error
+
+
+def without_credentials(text: str) -> str:
+    """`text` with the user part of every address in it masked."""
+    return re.sub(r"://[^/@\s'\"]*@", "://***@", text)
 
 
 def _explain(fault: ErrorDetails, values: dict[str, Any]) -> str:

@@ -1,11 +1,11 @@
 """Judge a trained sampler:  python -m distributed.evaluate RUN_OR_CHECKPOINT [--json]
 
 Exact distances to the target where the space can be enumerated, and metrics of noisy samples. Reads a run folder, a
-checkpoint folder or a learner.pt file; --section.key value changes the configuration (for example evaluation.num_samples).
+checkpoint folder or a learner.pt file; open only those you trust: they name the oracle, which is run. Config keys can be
+changed (for example --evaluation.num_samples 10000).
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from distributed import cli
@@ -14,6 +14,7 @@ from distributed.config import ConfigError, ExperimentConfig, apply_overrides, v
 from distributed.evaluation import Evaluator
 from distributed.experiment import make_environment, make_oracle
 from distributed.progress import configure_logging, print_summary
+from distributed.run_folder import to_json
 from learner.checkpoint import CheckpointError
 from learner.gflownet import EvaluationWeights
 
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         evaluator.oracle.close()
     figures = metrics | {"num_learner_steps": weights.step, "seed": evaluator.config.run.seed}
     if options.json:
-        print(json.dumps(figures, indent=2))
+        print(to_json(figures))
     else:
         print_summary(figures, str(options.path))
     return cli.EXIT_DONE

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from actors.environments.sequence import SequenceEnvironment
-from actors.oracles.base import Oracle
+from actors.oracles.base import Oracle, valid_scores
 from actors.rollout import draw_trajectories
 from actors.trajectories import TrajectoryBatch
 from distributed.config import ConfigError, ExperimentConfig
@@ -41,7 +41,7 @@ class Evaluator:
         self._policy_weights = FlatParameters(self._policy)
         self._dynamics = DynamicsModel(environment.space, config.dynamics.network)
         self._dynamics_weights = FlatParameters(self._dynamics)
-        self._has_dynamics = config.objective.name != "gfn_db"
+        self._has_dynamics = config.objective.uses_dynamics
         self.is_exact = self._exact_wanted()
         if self.is_exact:
             self._enumerate_target()
@@ -59,18 +59,20 @@ class Evaluator:
     def _enumerate_target(self) -> None:
         space = self.environment.space
         self._scores = self.oracle.score(*space.enumerate())
-        with np.errstate(invalid="ignore"):
-            valid = np.isfinite(self._scores) & (self._scores >= 0)
+        valid = valid_scores(self._scores)
         if not valid.any():
             raise ConfigError("oracle: not one sequence of the space has a valid score")
+        self._scores = np.where(valid, self._scores, np.nan)
         log_rewards = log_reward(torch.from_numpy(np.where(valid, self._scores, 0)), self.config.reward).numpy()
         self._target = exact.target_tree(space, np.where(valid, log_rewards.astype(np.float64), -np.inf))
         try:
             floor = exact.replacement_floor(self.environment.kernel)
         except ValueError:
-            self._kl_floor = float("nan")  # an attainable set of another form; excess_kl is then not reported
+            self._kl_floor = self._tv_floor = float(
+                "nan"
+            )  # an attainable set of another form; excess_kl is then not reported
         else:
-            self._kl_floor, _ = exact.kl_floor(space, self._target, floor)
+            self._kl_floor, self._tv_floor = exact.kl_floor(space, self._target, floor)
 
     def load(self, weights: EvaluationWeights) -> None:
         """Take over the weights to judge; raises ValueError if they belong to other networks."""
@@ -81,7 +83,8 @@ class Evaluator:
         """Distances of the exact law to the target; see the metrics glossary in the README."""
         self.load(weights)
         space, kernel, target = self.environment.space, self.environment.kernel, self._target
-        law, reach = exact.realised_law(space, exact.policy_tables(self._policy), kernel)
+        policies = exact.policy_tables(self._policy)
+        law, reach = exact.realised_law(space, policies, kernel)
         kl = exact.kl_divergence(target.law, law)
         with torch.no_grad():
             log_z = float(self._policy.at(self._policy.start()).log_flow)
@@ -94,18 +97,19 @@ class Evaluator:
             "log_z_error": log_z - target.log_z,
         }
         if np.isfinite(self._kl_floor):
-            metrics |= {"kl_floor": self._kl_floor, "excess_kl": kl - self._kl_floor}
+            metrics |= {"kl_floor": self._kl_floor, "tv_floor": self._tv_floor, "excess_kl": kl - self._kl_floor}
         if self._has_dynamics:
-            metrics |= self._dynamics_metrics(kernel, reach)
+            metrics |= self._dynamics_metrics(policies, reach)
         return metrics, ExactLaw(law=law, target=target.law, scores=self._scores)
 
-    def _dynamics_metrics(self, kernel: np.ndarray, reach: list[np.ndarray]) -> dict[str, float]:
-        possible = self.environment.space.allowed
+    def _dynamics_metrics(self, policies: list[np.ndarray], reach: list[np.ndarray]) -> dict[str, float]:
+        kernel = self.environment.kernel
         with np.errstate(divide="ignore", invalid="ignore"):
-            entropy = -np.where(kernel > 0, kernel * np.log(kernel), 0.0).sum(-1)
+            entropies = -np.where(kernel > 0, kernel * np.log(kernel), 0.0).sum(-1)
+        steps = [(r @ (p @ h), r.sum()) for r, p, h in zip(reach, policies, entropies, strict=True)]
         return {
             "dynamics_tv": exact.dynamics_error(self._dynamics, kernel, reach),
-            "dynamics_ce_floor": float(entropy[possible].mean()),
+            "dynamics_ce_floor": float(sum(step[0] for step in steps) / sum(step[1] for step in steps)),
         }
 
     def samples(self, weights: EvaluationWeights, count: int, *, seed: int, noise: bool = True) -> TrajectoryBatch:
@@ -120,8 +124,7 @@ class Evaluator:
         """Score, diversity and novelty of `evaluation.num_samples` noisy samples, always drawn with the same numbers."""
         evaluation = self.config.evaluation
         drawn = self.samples(weights, evaluation.num_samples, seed=derive_seed(self.config.run.seed, "evaluation"))
-        with np.errstate(invalid="ignore"):
-            samples = drawn[np.isfinite(drawn.scores) & (drawn.scores >= 0)]
+        samples = drawn[valid_scores(drawn.scores)]
         lengths = self.environment.lengths(samples.tokens, samples.num_steps)
         metrics = sample_metrics(self.environment.as_actions(samples.tokens, lengths), samples.scores, evaluation)
         if self.oracle.reference is not None:

@@ -12,7 +12,7 @@ from actors.oracles.table import read_sequences
 from actors.replay_buffer import ReplayBuffer
 from actors.rollout import RolloutWorker
 from distributed.config import ExperimentConfig
-from learner.gflownet import GFlowNetLearner, uses_backward_head
+from learner.gflownet import GFlowNetLearner
 from learner.policy import Policy
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def make_oracle(config: ExperimentConfig, environment: SequenceEnvironment) -> O
 
 def make_policy(config: ExperimentConfig, environment: SequenceEnvironment) -> Policy:
     """An untrained policy network on the CPU."""
-    return Policy(environment.space, config.network, backward_head=uses_backward_head(config.objective))
+    return Policy(environment.space, config.network, backward_head=config.objective.uses_backward_head)
 
 
 def make_learner(config: ExperimentConfig) -> GFlowNetLearner:
@@ -68,7 +68,7 @@ def make_replay_buffer(config: ExperimentConfig) -> ReplayBuffer:
 
 def num_dynamics_trajectories(config: ExperimentConfig, num_fresh: int) -> int:
     """Replayed trajectories that the dynamics model needs for a learner call with `num_fresh` fresh ones."""
-    if config.dynamics.mode == "on_policy" or config.objective.name == "gfn_db":
+    if config.dynamics.mode == "on_policy" or not config.objective.uses_dynamics:
         return 0
     total = num_fresh / (1 - config.replay.replay_share - config.replay.offline_share)
     steps = max(1, round(total / config.learner.batch_size))

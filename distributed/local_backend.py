@@ -37,7 +37,8 @@ class SerialBackend:
         if checkpoint is None:
             offline = offline_sequences(self.config, self.worker.environment, self.worker.oracle)
             if offline is not None:
-                batch, _ = self.worker.rollout_offline(*offline)
+                batch, report = self.worker.rollout_offline(*offline)
+                self.accounting.count_offline(report)
                 self.buffer.set_offline(batch)
         else:
             restore_learner(self.learner, checkpoint)

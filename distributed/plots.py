@@ -24,6 +24,8 @@ def learning_curves(records: Iterable[dict[str, Any]], path: Path) -> None:
     """One panel for each of `CURVES` that was recorded, over learner steps."""
     records = list(records)
     names = [name for name in CURVES if any(name in record for record in records)]
+    if not names:
+        return
     figure = Figure(figsize=(12, 3.2 * ((len(names) + 2) // 3)), layout="constrained")
     for number, name in enumerate(names, 1):
         axes = figure.add_subplot((len(names) + 2) // 3, 3, number)

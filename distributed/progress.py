@@ -16,7 +16,7 @@ LINE_SECONDS = 10.0
 """Interval of progress lines where there is no terminal to draw on."""
 
 SHOWN = (
-    ("trajectories_per_second", "{:,.0f} traj/s"),
+    ("trained_per_second", "{:,.0f} traj/s"),
     ("loss", "loss {:.3g}"),
     ("dynamics_ce", "dynamics CE {:.3f}"),
     ("excess_kl", "excess KL {:.3f}"),

@@ -26,6 +26,8 @@ from distributed.ray_runtime import beside_driver, connect, learner_gpus
 from learner.gflownet import EvaluationWeights
 
 logger = logging.getLogger(__name__)
+MAX_INCARNATIONS = 1_000_000
+"""Restarts of an actor for which a session has names and seeds of its own."""
 MAX_UPDATES_IN_FLIGHT = 2
 MAX_ADDS_IN_FLIGHT = 8
 POLL_SECONDS = 0.2
@@ -54,7 +56,7 @@ class RayBackend:
             self.accounting.load_state_dict(state["accounting"])
             self._session = state["session"] + 1
         self._earlier_cpu_seconds = self.accounting.cpu_seconds
-        first = self._session * (self.config.actors.max_restarts + 1)
+        first = self._session * MAX_INCARNATIONS
         self._learner = Slot("learner", 0, self._make_learner(checkpoint), first)
         self._buffer = Slot("buffer", 0, self._make_buffer(checkpoint), first)
         for index in range(self.config.actors.num_rollout_actors):
@@ -88,12 +90,32 @@ class RayBackend:
         oracle.close()
         assert offline is not None
         tokens, lengths = offline
-        size, batches = self.config.actors.batch_size, []
-        for start in range(0, len(tokens), size):
-            slot = self._rollouts[start // size % len(self._rollouts)]
-            end = start + size
-            batches.append(slot.handle.rollout_offline.remote(tokens[start:end], lengths[start:end])[0])
+        size = self.config.actors.batch_size
+        slices = [
+            (tokens[start : start + size], lengths[start : start + size]) for start in range(0, len(tokens), size)
+        ]
+        batches = []
+        for start in range(0, len(slices), len(self._rollouts)):
+            now = slices[start : start + len(self._rollouts)]
+            calls = [
+                slot.handle.rollout_offline.remote(*given) for slot, given in zip(self._rollouts, now, strict=False)
+            ]
+            batches += [self._offline_batch(*item) for item in zip(self._rollouts, now, calls, strict=False)]
         self._ask(lambda: self._buffer.handle.set_offline.remote(*batches))
+
+    def _offline_batch(self, slot: Slot, given: tuple[Any, Any], call: tuple[Any, Any]) -> Any:
+        """Reference of an offline batch; if its actor dies, the next one in that place draws it."""
+        while True:
+            batch, report = call
+            try:
+                done = ray.get(report, timeout=self.config.actors.timeout_seconds)
+            except (RayTaskError, *INFRASTRUCTURE) as error:
+                raise_if_fault(error)
+                self._restart(slot, error)
+                call = slot.handle.rollout_offline.remote(*given)
+            else:
+                self.accounting.count_offline(done)
+                return batch
 
     def step(self) -> StepResult | None:
         """Serve whatever call ends next until one of the learner's does; None after a second without."""
@@ -125,7 +147,7 @@ class RayBackend:
         """Keep the rollout actors busy, unless learner or buffer lag behind."""
         calls = Counter(id(p.slot) for p in self._pending.values() if p.kind == "rollout")
         adds = sum(p.kind == "add" for p in self._pending.values())
-        room = len(self._rollouts) + MAX_UPDATES_IN_FLIGHT - len(self._fresh)
+        room = len(self._rollouts) * self.config.actors.max_in_flight + 1 - len(self._fresh)
         for depth in range(self.config.actors.max_in_flight):
             for slot in self._rollouts:
                 if adds >= MAX_ADDS_IN_FLIGHT or sum(calls.values()) >= room or calls[id(slot)] > depth:
@@ -138,7 +160,7 @@ class RayBackend:
         updates = sum(p.kind == "update" for p in self._pending.values())
         while self._fresh and updates < MAX_UPDATES_IN_FLIGHT and self.accounting.num_stored:
             fresh = self._fresh.popleft()
-            if self.accounting.policy_version + updates - fresh.version > self.config.actors.max_policy_lag:
+            if self.accounting.policy_version + updates - fresh.version > self.config.actors.policy_lag_limit:
                 self.accounting.num_stale += fresh.count
                 continue
             num_dynamics = num_dynamics_trajectories(self.config, fresh.count)
@@ -155,11 +177,16 @@ class RayBackend:
         self._track(reference, "add", self._buffer, batch=batch, count=count, source=source, number=number)
 
     def _track(self, reference: Any, kind: str, slot: Slot, **details: Any) -> None:
-        deadline = time.monotonic() + self.config.actors.timeout_seconds
-        self._pending[reference] = Pending(kind, slot, slot.handle, deadline, **details)
+        self._pending[reference] = Pending(kind, slot, slot.handle, self._deadline(), **details)
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self.config.actors.timeout_seconds
 
     def _finish(self, reference: Any) -> StepResult | None:
         call = self._pending.pop(reference)
+        for queued in self._pending.values():  # time spent behind this call does not count against them
+            if queued.handle is call.handle:
+                queued.deadline = self._deadline()
         try:
             value = ray.get(reference, timeout=self.config.actors.timeout_seconds)
         except (RayTaskError, *INFRASTRUCTURE) as error:
@@ -206,13 +233,13 @@ class RayBackend:
             if call.handle is call.slot.handle:
                 self._restart(call.slot, error)
             return
-        lost = call.kind == "add" and isinstance(cause(error), ObjectLostError)  # its node died with the batch
+        lost = isinstance(cause(error), ObjectLostError)  # its node died with the batch
         if call.kind == "add" and not lost:
             self._unsent.append(call)
         self._replace_dead(error)
-        if call.kind == "update":
+        if call.kind == "update" and not lost:
             self._fresh.appendleft(FreshBatch(call.batch, call.count, call.version))
-        elif lost:
+        elif call.kind == "add" and lost:
             self.accounting.num_in_flight -= call.count
             self.accounting.num_lost += call.count
         self._resend()

@@ -63,28 +63,31 @@ def train(
 ) -> int:
     """Check everything that can be checked, make the run folder unless it is given, and run; returns the exit code."""
     environment = make_environment(config)
-    evaluator = prepare(config, environment)
+    evaluator = prepare(config, environment, resumed=folder is not None)
     if folder is None:
         folder = RunFolder.create(config)
-    else:
-        assert state is not None
-        folder.forget_metrics_after(state["step"])
     logger.info("run folder %s", folder.path)
     try:
-        loop = TrainingLoop(config, folder, make_backend(config, folder), evaluator)
-        summary = loop.run(checkpoint, state)
+        with folder.locked():
+            if checkpoint is not None and state is not None:
+                folder.write_config(config)
+                folder.forget_metrics_after(state["step"])
+                folder.checkpoints.set_aside_newer(checkpoint)
+            summary = TrainingLoop(config, folder, make_backend(config, folder), evaluator).run(checkpoint, state)
     finally:
         evaluator.oracle.close()
     print_summary(summary, f"{config.run.name}: {summary['status']}", str(folder.path))
     return EXIT_CODES.get(summary["status"], cli.EXIT_FAILED)
 
 
-def prepare(config: ExperimentConfig, environment: SequenceEnvironment) -> Evaluator:
+def prepare(config: ExperimentConfig, environment: SequenceEnvironment, *, resumed: bool) -> Evaluator:
     """Load the oracle and enumerate the target; whatever is wrong with data or sizes is a ConfigError now."""
     try:
-        resolve_device(config.learner.device) if config.run.backend == "serial" else None
+        if config.run.backend == "serial":
+            resolve_device(config.learner.device)
         oracle = make_oracle(config, environment)
-        offline_sequences(config, environment, oracle)
+        if not resumed:  # a checkpoint holds the offline data
+            offline_sequences(config, environment, oracle)
         return Evaluator(config, environment, oracle)
     except (OracleDataError, ValueError) as error:
         raise ConfigError(str(error)) from error
@@ -103,7 +106,12 @@ def make_backend(config: ExperimentConfig, folder: RunFolder) -> Backend:
 
 def newest_readable(folder: RunFolder, config: ExperimentConfig) -> tuple[Path, dict[str, Any]]:
     """The newest checkpoint that `config` can go on from, and its state; raises ConfigError if there is none."""
-    learner = make_learner(config.model_copy(update={"learner": config.learner.model_copy(update={"device": "cpu"})}))
+    try:
+        learner = make_learner(
+            config.model_copy(update={"learner": config.learner.model_copy(update={"device": "cpu"})})
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     faults = []
     for checkpoint in folder.checkpoints.newest_first():
         try:

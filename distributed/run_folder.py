@@ -1,9 +1,13 @@
 """The folder of a run: resolved config, metrics, checkpoints, plots, summary."""
 
+import fcntl
 import json
+import math
 import os
+import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +29,12 @@ class RunFolder:
         """A new folder with the resolved config; raises ConfigError if it exists or cannot be made."""
         assert config.run.name is not None
         folder = cls(config.run.output_folder / config.run.name)
+        if folder.config_file.exists() and not folder.checkpoints.newest_first() and not folder.metrics_file.exists():
+            shutil.rmtree(folder.path)  # left by a run that could not start
         try:
             folder.path.mkdir(parents=True)
             folder.plots.mkdir()
-            folder.config_file.write_text(config.to_yaml())
+            folder.write_config(config)
         except FileExistsError:
             raise ConfigError(
                 f"run.name: the folder {folder.path} exists; choose another name, or continue it with --resume {folder.path}"
@@ -48,6 +54,20 @@ class RunFolder:
     def load_config(self, overrides: list[tuple[str, str]]) -> ExperimentConfig:
         """The config of the run, changed by `overrides`; raises ConfigError."""
         return load_config(self.config_file, overrides)
+
+    def write_config(self, config: ExperimentConfig) -> None:
+        """Write config.yaml, whole or not at all; raises OSError."""
+        self._replace(self.config_file, config.to_yaml())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing into this folder; raises ConfigError if one does."""
+        with open(self.path / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"{self.path}: another process is running this run") from None
+            yield
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl; raises OSError."""
@@ -72,13 +92,19 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, whole or not at all; raises OSError."""
-        self._replace(self.summary_file, json.dumps(summary, indent=2) + "\n")
+        self._replace(self.summary_file, to_json(summary) + "\n")
 
     @staticmethod
     def _replace(path: Path, text: str) -> None:
         temporary = path.with_name(path.name + ".part")
         temporary.write_text(text)
         os.replace(temporary, path)
+
+
+def to_json(figures: dict[str, Any]) -> str:
+    """Figures as a JSON object; null where a figure is infinite or not a number."""
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
+    return json.dumps(plain, indent=2, allow_nan=False)
 
 
 def default_name(config_file: Path) -> str:

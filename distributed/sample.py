@@ -2,7 +2,7 @@
 
 Sequences come with their score by the run's oracle, and with the log-probability of the policy's intentions. They are
 drawn with the noise the environment has, or with --no-noise as the policy intends them (if noise trained the policy to
-correct for it, that is another law than the trained one).
+correct for it, that is another law than the trained one). Open only checkpoints you trust: they name the oracle, which is run.
 """
 
 import argparse

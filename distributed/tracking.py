@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distributed.config import ExperimentConfig
+from distributed.config import ExperimentConfig, without_credentials
 
 logger = logging.getLogger(__name__)
 MAX_BACKLOG = 20_000
@@ -83,11 +83,11 @@ class MlflowTracker:
                 if not self._warned:
                     logger.warning(
                         "MLflow at %s is unreachable (%s); metrics are kept and sent later",
-                        self._uri,
-                        _first_line(error),
+                        without_credentials(self._uri),
+                        without_credentials(_first_line(error)),
                     )
                     self._warned = True
-                time.sleep(pause)
+                self._wake.wait(1.0 if self._closing else pause)
                 pause = min(30.0, 2 * pause)
 
     def _connect(self) -> Any:

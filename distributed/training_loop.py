@@ -136,7 +136,7 @@ class TrainingLoop:
         accounting = self.backend.accounting
         means = {name: math.fsum(values) / len(values) for name, values in self._sums.items()}
         self._sums = {}
-        record = means | accounting.take_lags() | accounting.counts() | {"trajectories_per_second": speed}
+        record = means | accounting.take_lags() | accounting.counts() | {"trained_per_second": speed}
         self._log(result.step, record)
         return record
 
@@ -173,7 +173,7 @@ class TrainingLoop:
         try:
             step, metrics = evaluation.result()
         except (OracleError, ValueError) as error:
-            logger.warning("no evaluation: %s", error)
+            logger.warning("no evaluation at this step: %s", error)
             return {}
         self._log(step, metrics)
         return metrics
@@ -250,7 +250,7 @@ class TrainingLoop:
                 lengths = environment.lengths(samples.tokens, samples.num_steps)
                 tokens = environment.as_actions(samples.tokens, lengths)[modes]
                 plots.mode_logo(tokens, environment.config.alphabet, folder / "mode_logo.png")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             logger.warning("plots were not written (%s)", error)
 
     def _artifacts(self) -> list[Path]:
@@ -264,7 +264,7 @@ def git_commit() -> str | None:
     root = Path(__file__).resolve().parents[1]
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],  # noqa: S607 - whichever git the user has
+            ["git", "rev-parse", "--show-toplevel", "HEAD"],  # noqa: S607 - whichever git the user has
             cwd=root,
             capture_output=True,
             text=True,
@@ -272,4 +272,5 @@ def git_commit() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    top, _, commit = done.stdout.strip().partition("\n")
+    return commit or None if top and Path(top).resolve() == root else None

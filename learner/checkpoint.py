@@ -1,5 +1,6 @@
 """Reading and writing of learner checkpoints: plain tensors and numbers, no pickled objects."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (nested dicts and lists of tensors, numbers and strings) so that `path` is whole or absent."""
-    temporary = path.with_name(path.name + ".part")
+    """Write `state` (nested dicts and lists of tensors, numbers and strings) so that `path` is whole or absent.
+
+    Raises OSError if it cannot be written.
+    """
+    temporary, content = path.with_name(path.name + ".part"), io.BytesIO()
+    torch.save({"format_version": FORMAT_VERSION, **state}, content)  # into a file, a full disk would be a RuntimeError
     try:
         with open(temporary, "wb") as file:
-            torch.save({"format_version": FORMAT_VERSION, **state}, file)
+            file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

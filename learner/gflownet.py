@@ -34,10 +34,15 @@ class ObjectiveConfig(StrictConfig):
     backward_support: float = Field(1e-3, gt=0, lt=1)
     """backward learned: an action is possible if the dynamics model gives the outcome more than this probability."""
 
+    @property
+    def uses_dynamics(self) -> bool:
+        """Whether a dynamics model is trained."""
+        return self.name != "gfn_db"
 
-def uses_backward_head(objective: ObjectiveConfig) -> bool:
-    """Whether the policy network needs a head for P_B."""
-    return objective.name != "gfn_db" and objective.backward == "learned"
+    @property
+    def uses_backward_head(self) -> bool:
+        """Whether the policy network needs a head for P_B."""
+        return self.uses_dynamics and self.backward == "learned"
 
 
 class LearnerConfig(StrictConfig):
@@ -130,8 +135,8 @@ class GFlowNetLearner:
         self.space, self.objective, self.reward, self.config = space, objective, reward, learner
         self.dynamics_config, self.total_steps = dynamics, total_steps
         self.device = resolve_device(learner.device)
-        self.uses_dynamics = objective.name != "gfn_db"
-        self.uses_backward_head = uses_backward_head(objective)
+        self.uses_dynamics = objective.uses_dynamics
+        self.uses_backward_head = objective.uses_backward_head
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.policy = Policy(space, network, backward_head=self.uses_backward_head).to(self.device)

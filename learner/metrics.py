@@ -17,6 +17,10 @@ class SampleMetricsConfig(StrictConfig):
     """Modes differ from each other in more than this many positions."""
 
 
+class NoSampleError(ValueError):
+    """There is nothing to measure."""
+
+
 def find_modes(tokens: np.ndarray, scores: np.ndarray, *, cutoff: float, distance: int) -> np.ndarray:
     """Indices of the modes among `tokens` int [n, T] with `scores` float [n], best first.
 
@@ -47,10 +51,10 @@ def mean_pairwise_hamming(tokens: np.ndarray) -> float:
 def sample_metrics(tokens: np.ndarray, scores: np.ndarray, config: SampleMetricsConfig) -> dict[str, float]:
     """Score and diversity of samples `tokens` int [n, T] (one token for all padding) with `scores` float [n].
 
-    `mean_score_error` is the standard error of the mean. Raises ValueError if there is no sample.
+    `mean_score_error` is the standard error of the mean. Raises NoSampleError if there is no sample.
     """
     if len(tokens) == 0:
-        raise ValueError("no sample to measure: every one was rejected")
+        raise NoSampleError("no sample to measure: every one was rejected")
     distinct = np.unique(tokens, axis=0)
     ordered = np.sort(scores)[::-1]
     return {

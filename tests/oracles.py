@@ -38,3 +38,14 @@ def slow(sequences: list[str]) -> list[float]:
     """20 ms a call, as a remote service may take."""
     time.sleep(0.02)
     return count_b(sequences)
+
+
+def negative_for_aaa(sequences: list[str]) -> list[float]:
+    """A score that is rejected."""
+    return [-1.0 if s == "AAA" else 0.5 for s in sequences]
+
+
+def very_slow(sequences: list[str]) -> list[float]:
+    """3 s a call."""
+    time.sleep(3)
+    return count_b(sequences)

@@ -36,6 +36,7 @@ class NoiseSampler:
 
     def __init__(self, kernel: np.ndarray):
         self._thresholds = np.cumsum(kernel, -1)
+        self._thresholds /= np.maximum(self._thresholds[..., -1:], 1e-300)
         self._thresholds[self._thresholds >= 1 - 1e-12] = np.inf  # rounding must let no forbidden outcome through
         self._exact = bool(np.abs(kernel - np.eye(kernel.shape[-1])).max() == 0)
 

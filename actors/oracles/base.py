@@ -13,6 +13,12 @@ class OracleDataError(ValueError):
     """Data of an oracle that is missing or malformed; the message names the file and the place."""
 
 
+def valid_scores(scores: np.ndarray) -> np.ndarray:
+    """bool [B]: which of `scores` float [B] are finite and not negative; trajectories with another are rejected."""
+    with np.errstate(invalid="ignore"):
+        return np.isfinite(scores) & (scores >= 0)
+
+
 class Oracle(Protocol):
     """Scores finished sequences."""
 

@@ -149,7 +149,7 @@ class CallableOracle:
         missing = np.flatnonzero(np.isnan(scores))
         for start in range(0, len(missing), self._config.batch_size):
             rows = missing[start : start + self._config.batch_size]
-            scores[rows] = self._score_batch(distinct[rows], retries=self._config.max_retries)
+            scores[rows] = self._score_batch(distinct[rows], retries=self._config.max_retries, whole=True)
         self._remember(distinct, scores)
         return scores[inverse].astype(np.float32)
 
@@ -167,13 +167,14 @@ class CallableOracle:
         while len(self._cache) > self._config.cache_size:
             self._cache.popitem(last=False)
 
-    def _score_batch(self, sequences: np.ndarray, *, retries: int) -> np.ndarray:
+    def _score_batch(self, sequences: np.ndarray, *, retries: int, whole: bool) -> np.ndarray:
         """Scores [n]; after `retries` more tries a batch that raises is split until the culprits are alone."""
         for attempt in range(retries + 1):
             try:
                 scores = self._call([s.decode("ascii") for s in sequences.tolist()])
             except _CallFailed as error:
-                self._failures += 1
+                if whole or len(sequences) == 1:  # that a part fails which holds a culprit says nothing new
+                    self._failures += 1
                 logger.warning("oracle %s failed on %d sequences: %s", self._config.function, len(sequences), error)
                 if self._failures >= self._config.max_consecutive_failures:
                     raise OracleError(
@@ -188,11 +189,12 @@ class CallableOracle:
             return np.full(1, np.nan)
         scores = np.empty(len(sequences))
         for part in (slice(0, None, 2), slice(1, None, 2)):  # not halves: sorted neighbours may fail together
-            scores[part] = self._score_batch(sequences[part], retries=0)
+            scores[part] = self._score_batch(sequences[part], retries=0, whole=False)
         return scores
 
     def _call(self, sequences: list[str]) -> np.ndarray:
         if not self._process.alive:
+            self._process.close()
             self._process = FunctionProcess(self._config.function)
         self.num_calls += 1
         return self._process.call(sequences, self._config.timeout_seconds)

@@ -102,6 +102,8 @@ class LookupOracle:
                 f"and {scores[row]:g} (row {row + 1}); each sequence may have one score"
             )
         if config.normalise == "minmax":
+            if kept.min() == kept.max():
+                raise OracleDataError(f"{origin}: all scores are {kept[0]:g}, so they cannot be mapped to 0..1")
             kept = (kept - kept.min()) / (kept.max() - kept.min())
         self._scores = kept.astype(np.float32)
         self.reference: np.ndarray | None = self._sequences
@@ -120,12 +122,13 @@ class LookupOracle:
 def _check_scores(scores: np.ndarray, config: LookupConfig, origin: str) -> None:
     if len(scores) == 0:
         raise OracleDataError(f"{origin}: holds no sequence")
-    bad = np.flatnonzero(~np.isfinite(scores))
+    largest = np.finfo(np.float32).max
+    bad = np.flatnonzero(~(np.abs(scores) <= largest))
     if len(bad):
-        raise OracleDataError(f"{origin}: row {bad[0] + 1} has the score {scores[bad[0]]}; allowed: finite numbers")
+        allowed = f"up to ±{largest:.3g}" if np.isfinite(scores[bad[0]]) else "finite numbers"
+        raise OracleDataError(f"{origin}: row {bad[0] + 1} has the score {scores[bad[0]]}; allowed: {allowed}")
     if config.normalise == "minmax":
-        if scores.min() == scores.max():
-            raise OracleDataError(f"{origin}: all scores are {scores[0]:g}, so they cannot be mapped to 0..1")
+        return
     elif scores.min() < 0:
         row = int(scores.argmin())
         raise OracleDataError(

@@ -66,8 +66,11 @@ def e_score_table(factor: str) -> np.ndarray:
             return np.load(cached, allow_pickle=False)["e_score_1e5"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             cached.unlink()  # cut short by a crash or a full disk: make it anew
-    table = _read_table(factor)
-    _write_atomically(cached, table)
+    try:
+        table = _read_table(factor)
+        _write_atomically(cached, table)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise OracleDataError(f"oracle.factor {factor}: the cache {cache_folder()} cannot be used ({error})") from error
     return table
 
 

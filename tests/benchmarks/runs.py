@@ -53,6 +53,6 @@ def ray_overhead(quick: bool) -> dict[str, float]:
         for backend in ("serial", "ray"):
             run(backend, "--run.backend", backend, *arguments, folder=folder)
             lines = (Path(folder) / "runs" / backend / "metrics.jsonl").read_text().splitlines()
-            rates[backend] = [json.loads(line) for line in lines if "trajectories_per_second" in line][-1]
-    serial, ray = (rates[backend]["trajectories_per_second"] for backend in ("serial", "ray"))
+            rates[backend] = [json.loads(line) for line in lines if "trained_per_second" in line][-1]
+    serial, ray = (rates[backend]["trained_per_second"] for backend in ("serial", "ray"))
     return {"serial_per_second": serial, "ray_per_second": ray, "ray_to_serial": ray / serial}

@@ -3,12 +3,18 @@
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
 from distributed import evaluate, sample
+from distributed.checkpoints import load_sampler
+from distributed.cli import exit_with
 from distributed.config import ConfigError
 from distributed.run import main as run_main
 from distributed.run import train
@@ -119,3 +125,63 @@ def test_a_run_is_resumed_only_on_its_backend_and_length(trained):
 def test_a_resume_whose_network_does_not_fit_is_a_clear_error(trained):
     with pytest.raises(ConfigError, match="does not fit"):
         run_main(["--resume", str(trained.path), "--network.hidden_size", "17", "--run.num_learner_steps", "48"])
+
+
+def test_a_resume_records_its_overrides(trained):
+    assert run_main(["--resume", str(trained.path), "--run.num_learner_steps", "32"]) == 0
+    assert trained.load_config([]).run.num_learner_steps == 32
+    assert load_sampler(trained.path)[0].run.num_learner_steps == 32
+
+
+def test_a_resume_sets_damaged_checkpoints_aside(trained):
+    newest = trained.checkpoints.newest_first()[0]
+    (newest / "learner.pt").write_bytes(b"")
+    assert run_main(["--resume", str(trained.path)]) == 0
+    assert (newest.parent / f"damaged_{newest.name}").is_dir()
+    assert load_sampler(trained.path)[1].step == 24
+
+
+def test_one_process_at_a_time_works_in_a_run_folder(trained):
+    with trained.locked(), pytest.raises(ConfigError, match="another process"):
+        run_main(["--resume", str(trained.path)])
+
+
+def test_a_run_that_ends_before_its_first_step_is_judged_all_the_same(in_tmp_path, toy):
+    assert train(toy(**{"run.max_seconds": 1e-6}), None, None, None) == 0
+    summary = json.loads((in_tmp_path / "runs/toy/summary.json").read_text())
+    assert (summary["num_learner_steps"], summary["status"]) == (0, "done")
+    assert summary["excess_kl"] > 0.01
+
+
+def test_rejected_scores_are_no_part_of_the_exact_figures(in_tmp_path, toy):
+    assert train(toy(**{"oracle.function": "tests.oracles:negative_for_aaa"}), None, None, None) == 0
+    text = (in_tmp_path / "runs/toy/summary.json").read_text()
+    summary = json.loads(text, parse_constant=pytest.fail)  # no NaN or Infinity, which is no JSON
+    assert summary["target_mean_score"] == pytest.approx(0.5)
+    assert 0 < summary["exact_mean_score"] < 0.5
+
+
+@pytest.mark.parametrize("function", ["always_nan", "always_raises"])
+def test_an_oracle_that_fails_in_a_command_is_a_message_and_exit_code_1(trained, monkeypatch, capsys, function):
+    arguments = [str(trained.path), "--oracle.function", f"tests.oracles:{function}", "--evaluation.exact", "never"]
+    arguments += ["--oracle.max_retries", "9", "--oracle.max_consecutive_failures", "3"]
+    with pytest.raises(SystemExit) as caught:
+        exit_with(lambda _: evaluate.main(arguments))
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on(in_tmp_path, toy):
+    """Files may grow to 60 kB only: far less than a checkpoint needs."""
+    config = toy(**{"network.hidden_size": 128}).to_yaml()
+    (in_tmp_path / "toy.yaml").write_text(config)
+    program = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); import signal; "
+    program += (
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from distributed.run import main; sys.exit(main(['toy.yaml']))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=in_tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "no checkpoint at step" in done.stderr
+    assert not list((in_tmp_path / "runs/toy/checkpoints").glob("*"))

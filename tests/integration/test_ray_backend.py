@@ -59,7 +59,7 @@ def test_the_toy_is_learned_on_ray(in_tmp_path, toy):
     assert result["excess_kl"] < 1e-3
     assert result["num_sampled"] == result["num_stored"] + result["num_dropped"] + result["num_in_flight"]
     records = [record for record in folder.read_metrics() if "policy_lag" in record]
-    assert all(record["policy_lag_max"] <= config.actors.max_policy_lag for record in records)
+    assert all(record["policy_lag_max"] <= config.actors.policy_lag_limit for record in records)
     versions = [record["policy_version"] for record in records]
     assert versions == sorted(versions)
     with np.load(folder.checkpoints.newest_first()[0] / "replay_buffer.npz") as saved:
@@ -185,6 +185,44 @@ def test_the_command_attaches_to_a_running_cluster(in_tmp_path, toy):
     done = subprocess.run(too_many, cwd=in_tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "actors.num_rollout_actors: 100 actors" in done.stderr
+
+
+def test_an_actor_that_dies_during_the_prefill_is_replaced(in_tmp_path, toy):
+    (in_tmp_path / "known.csv").write_text("sequence\n" + "AAA\nAAB\n" * 200)
+    changes = {"replay.offline_source": "file", "replay.offline_path": "known.csv", "replay.offline_share": 0.25}
+    config = toy(**changes, **{"run.backend": "ray", "oracle.function": "tests.oracles:slow"})
+    backend = RayBackend(config, CheckpointStore(in_tmp_path / "checkpoints"))
+    prefill = backend._prefill
+
+    def kill_and_prefill() -> None:
+        ray.kill(backend._rollouts[0].handle)
+        prefill()
+
+    backend._prefill = kill_and_prefill
+    try:
+        backend.start(None)
+        assert backend._rollouts[0].restarts == 1
+        assert backend.statistics()["buffer_num_offline"] == 400
+        steps(backend, 2)
+    finally:
+        backend.close()
+
+
+def test_waiting_behind_another_call_is_not_taken_for_silence(in_tmp_path, toy):
+    """Calls of 3 s, two queued at the actor, and 5 s of patience for each: none is overdue."""
+    changes = {
+        "run.backend": "ray",
+        "actors.timeout_seconds": 5,
+        "oracle.cache_size": 0,
+        "oracle.function": "tests.oracles:very_slow",
+    }
+    backend = RayBackend(toy(**changes), CheckpointStore(in_tmp_path / "checkpoints"))
+    try:
+        backend.start(None)
+        steps(backend, 3)
+        assert backend.accounting.num_restarts == 0
+    finally:
+        backend.close()
 
 
 def test_offline_data_reach_the_buffer(in_tmp_path, toy):

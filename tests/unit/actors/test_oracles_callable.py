@@ -186,6 +186,13 @@ def test_no_score_passes_through_and_is_asked_again(make, calls):
     assert calls() == [["AAAA", "TTTT"], ["AAAA"]]
 
 
+def test_no_score_takes_no_place_in_the_cache(make, calls):
+    oracle = make("return [float('nan') if s == 'AAAA' else 1.0 for s in sequences]", cache_size=1)
+    for sequence in ("TTTT", "AAAA", "TTTT"):
+        ask(oracle, [sequence])
+    assert calls() == [["TTTT"], ["AAAA"]]
+
+
 def test_output_of_the_function_disturbs_nothing(make, capfd):
     header = "print('loading', flush=True)\nos.system('echo from a shell')"
     body = (

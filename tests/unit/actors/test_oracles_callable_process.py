@@ -186,12 +186,29 @@ def test_a_function_that_takes_too_long_to_load_is_an_error(make, monkeypatch):
     assert workers() == []
 
 
-def test_programs_that_the_function_started_end_with_it(make, tmp_path):
-    """A call that hangs in another program is stopped together with that program."""
+@pytest.mark.parametrize("end", ["child.wait()", "os._exit(1)"])
+def test_programs_that_the_function_started_end_with_it(make, tmp_path, end):
+    """A call that hangs in another program, or dies beside one, is stopped together with that program."""
     file = str(tmp_path / "pid")
-    body = f"child = subprocess.Popen(['sleep', '100'])\nopen({file!r}, 'w').write(str(child.pid))\nchild.wait()"
+    body = f"child = subprocess.Popen(['sleep', '100'])\nopen({file!r}, 'w').write(str(child.pid))\n{end}"
     oracle = make(function(body), timeout_seconds=1)
     assert unscored(oracle, ["AA"]) == ["AA"]
+    child = int((tmp_path / "pid").read_text())
+    try:
+        oracle.close()
+        assert soon(lambda: not running(child))
+    finally:
+        if running(child):
+            psutil.Process(child).kill()
+
+
+@pytest.mark.parametrize("end", ["child.wait()", "os._exit(1)"])
+def test_programs_of_a_failed_call_are_gone_when_the_next_one_succeeds(make, tmp_path, end):
+    file = str(tmp_path / "pid")
+    start = f"child = subprocess.Popen(['sleep', '100'])\nopen({file!r}, 'w').write(str(child.pid))\n{end}"
+    oracle = make(function("if 'GA' in sequences:\n" + textwrap.indent(start, "    ")), timeout_seconds=1)
+    assert unscored(oracle, ["GA"]) == ["GA"]
+    assert unscored(oracle, ["TT"]) == []
     child = int((tmp_path / "pid").read_text())
     try:
         assert soon(lambda: not running(child))

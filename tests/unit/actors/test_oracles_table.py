@@ -113,6 +113,15 @@ def test_equal_scores_cannot_be_normalised_but_used(load, refused):
     assert ask(load(text), ["AAA", "CCC", "GGG"]) == [2, 2, 0]
 
 
+def test_one_sequence_listed_twice_has_no_range(refused):
+    text = "sequence,score\nAAA,1\nAAA,1.0000000001\n"
+    assert refused(text, normalise="minmax") == "all scores are 1, so they cannot be mapped to 0..1"
+
+
+def test_a_score_beyond_single_precision_is_refused(refused):
+    assert refused("sequence,score\nAAA,1\nCCC,1e39\n").startswith("row 2 has the score 1e+39; allowed: ")
+
+
 def test_a_negative_score_needs_normalisation(refused):
     message = refused("sequence,score\nAAA,1\nCCC,-0.5\n")
     assert message == "row 2 has the negative score -0.5; allowed: scores >= 0, or oracle.normalise: minmax"

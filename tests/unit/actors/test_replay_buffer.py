@@ -130,6 +130,18 @@ def test_prioritised_sampling_follows_the_scores(exponent):
     assert stats.chisquare(uniform).pvalue > FALSE_ALARM
 
 
+@pytest.mark.parametrize(("uniform", "expected"), [(0.0, 1), (np.nextafter(1, 0), 3)])
+def test_extreme_random_numbers_never_pick_a_row_without_score(uniform, expected):
+    class Constant:
+        def random(self, count: int) -> np.ndarray:
+            return np.full(count, uniform)
+
+    buffer = make_buffer(priority_exponent=1.0)
+    buffer.add(scored(0.0, 0.1, 0.7, 0.3, 0.0), "a", 0)
+    buffer._rng = Constant()
+    assert buffer.sample(3, prioritised=True).seed.tolist() == [expected] * 3
+
+
 def test_prioritised_sampling_is_uniform_without_an_exponent_or_without_scores():
     for settings, scores in (({}, [0.1, 0.9, 0.5]), ({"priority_exponent": 2.0}, [0.0, 0.0, 0.0])):
         buffer = make_buffer(capacity=3, **settings)

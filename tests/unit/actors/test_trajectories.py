@@ -59,10 +59,6 @@ def test_arrays_of_different_length_are_refused_by_name(name):
         TrajectoryBatch(**arrays)
 
 
-def test_memory_is_the_sum_of_the_arrays():
-    assert empty_batch(4, 10).nbytes == 10 * (4 * 2 + 4 * 2 + 2 + 4 + 4 + 8 + 8)
-
-
 def test_concatenate_keeps_the_order():
     assert same(concatenate([numbered(2), numbered(0), numbered(3, 2), numbered(1, 5)]), numbered(6))
 

@@ -69,6 +69,8 @@ def test_another_oracle_discards_the_keys_of_the_old_one():
         ("learner.learning_rate", "0", r"learner\.learning_rate: got 0"),
         ("replay.offline_share", "0.5", r"offline_share > 0 needs an offline_source"),
         ("replay.offline_path", "x.csv", r"offline_path goes with offline_source"),
+        ("run.name", "2024-13-45", r"--run\.name: not valid YAML"),
+        ("tracking.mlflow_uri", "https://me:secret@host", r"no user or password.*"),
         ("run.seed", "-1", r"run\.seed: got -1"),
         ("nothing.at_all", "1", r"nothing: unknown key; allowed: run, environment"),
         ("run", "1", r"unknown option"),
@@ -77,6 +79,19 @@ def test_another_oracle_discards_the_keys_of_the_old_one():
 def test_a_mistake_is_named(key, value, expected):
     with pytest.raises(ConfigError, match=expected):
         load_config(DEFAULT_CONFIG, [(key, value)])
+
+
+def test_credentials_are_not_repeated_in_messages():
+    with pytest.raises(ConfigError) as caught:
+        validate({"tracking": {"mlflow_uri": "https://me:secret@host/x"}})
+    assert "secret" not in str(caught.value)
+    assert "://***@host/x" in str(caught.value)
+
+
+def test_naming_the_default_network_keeps_what_the_file_says_of_it():
+    assert apply_overrides({"network": {"hidden_size": 64}}, [("network.name", "mlp")]) == {
+        "network": {"hidden_size": 64, "name": "mlp"}
+    }
 
 
 def test_several_mistakes_are_named_at_once():

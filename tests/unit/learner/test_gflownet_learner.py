@@ -11,7 +11,7 @@ from actors.environments.sequence import EnvironmentConfig, SequenceEnvironment
 from actors.rollout import draw_trajectories
 from actors.trajectories import TrajectoryBatch, concatenate
 from learner import exact
-from learner.gflownet import GFlowNetLearner, ObjectiveConfig, uses_backward_head
+from learner.gflownet import GFlowNetLearner, ObjectiveConfig
 from learner.space import SequenceSpace
 from tests.reference import (
     draw_paths,
@@ -124,8 +124,8 @@ def test_gfn_db_has_no_dynamics():
 
 
 def test_only_a_learned_backward_policy_has_a_head():
-    assert [uses_backward_head(ObjectiveConfig(**o)) for o in OBJECTIVES] == [False, False, True]
-    assert not uses_backward_head(ObjectiveConfig(name="gfn_db", backward="learned"))
+    assert [ObjectiveConfig(**o).uses_backward_head for o in OBJECTIVES] == [False, False, True]
+    assert not ObjectiveConfig(name="gfn_db", backward="learned").uses_backward_head
     sizes = [len(small_learner(SPACES[0], objective=o).weights()) for o in OBJECTIVES]
     assert sizes == [sizes[0], sizes[0], sizes[0] + 3 * 17]  # three more outputs of 16 hidden units
 
