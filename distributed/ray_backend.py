@@ -119,13 +119,12 @@ class RayBackend:
 
     def step(self) -> StepResult | None:
         """Serve whatever call ends next until one of the learner's does; None after a second without."""
+        self._replace_overdue()
         deadline = time.monotonic() + 1.0
         while time.monotonic() < deadline:
             self._submit_rollouts()
             self._submit_updates()
             ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=POLL_SECONDS, fetch_local=False)
-            if not ready:
-                self._replace_overdue()
             for reference in ready:
                 result = self._finish(reference)
                 if result is not None:
@@ -158,7 +157,7 @@ class RayBackend:
 
     def _submit_updates(self) -> None:
         updates = sum(p.kind == "update" for p in self._pending.values())
-        while self._fresh and updates < MAX_UPDATES_IN_FLIGHT and self.accounting.num_stored:
+        while self._fresh and updates < MAX_UPDATES_IN_FLIGHT:
             fresh = self._fresh.popleft()
             if self.accounting.policy_version + updates - fresh.version > self.config.actors.policy_lag_limit:
                 self.accounting.num_stale += fresh.count

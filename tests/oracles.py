@@ -46,6 +46,6 @@ def negative_for_aaa(sequences: list[str]) -> list[float]:
 
 
 def very_slow(sequences: list[str]) -> list[float]:
-    """3 s a call."""
-    time.sleep(3)
+    """6 s a call."""
+    time.sleep(6)
     return count_b(sequences)
