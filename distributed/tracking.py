@@ -37,7 +37,7 @@ class MlflowTracker:
         self._uri = tracking_uri(config)
         self._backlog: deque[tuple[int, int, dict[str, float]]] = deque(maxlen=MAX_BACKLOG)
         self._last_words: list[Callable[[Any], None]] = []
-        self._wake, self._closing, self._warned = threading.Event(), False, False
+        self._wake, self._closing, self._given_up, self._warned = threading.Event(), False, False, False
         self._client: Any = None
         self._parameters: list[Any] = []
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -61,13 +61,14 @@ class MlflowTracker:
         self._wake.set()
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
+            self._given_up = True
             logger.warning(
                 "MLflow at %s did not take the end of the run in time; see metrics.jsonl and summary.json", self._uri
             )
 
     def _work(self) -> None:
         pause = 1.0
-        while True:
+        while not self._given_up:
             self._wake.wait(timeout=1.0)
             self._wake.clear()
             try:
