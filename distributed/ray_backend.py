@@ -146,14 +146,17 @@ class RayBackend:
         """Keep the rollout actors busy, unless learner or buffer lag behind."""
         calls = Counter(id(p.slot) for p in self._pending.values() if p.kind == "rollout")
         adds = sum(p.kind == "add" for p in self._pending.values())
-        room = len(self._rollouts) * self.config.actors.max_in_flight + 1 - len(self._fresh)
+        room = len(self._rollouts) * self.config.actors.max_in_flight + 1 - len(self._fresh) - calls.total()
         for depth in range(self.config.actors.max_in_flight):
             for slot in self._rollouts:
-                if adds >= MAX_ADDS_IN_FLIGHT or sum(calls.values()) >= room or calls[id(slot)] > depth:
+                if adds >= MAX_ADDS_IN_FLIGHT or room <= 0:
+                    return
+                if calls[id(slot)] > depth:
                     continue
                 batch, report = slot.handle.rollout.remote(self._weights, self.accounting.policy_version)
                 self._track(report, "rollout", slot, batch=batch, source=slot.source)
                 calls[id(slot)] += 1
+                room -= 1
 
     def _submit_updates(self) -> None:
         updates = sum(p.kind == "update" for p in self._pending.values())

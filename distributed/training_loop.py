@@ -242,14 +242,12 @@ class TrainingLoop:
             plots.score_histogram(samples.scores, law, folder / "score_histogram.png")
             if law is not None:
                 plots.probability_scatter(law, folder / "probability_scatter.png")
-            modes = find_modes(
-                samples.tokens, samples.scores, cutoff=evaluation.mode_cutoff, distance=evaluation.mode_distance
-            )
+            environment = self.evaluator.environment
+            lengths = environment.lengths(samples.tokens, samples.num_steps)
+            tokens = environment.as_actions(samples.tokens, lengths)  # as `num_modes` compares them
+            modes = find_modes(tokens, samples.scores, cutoff=evaluation.mode_cutoff, distance=evaluation.mode_distance)
             if len(modes):
-                environment = self.evaluator.environment
-                lengths = environment.lengths(samples.tokens, samples.num_steps)
-                tokens = environment.as_actions(samples.tokens, lengths)[modes]
-                plots.mode_logo(tokens, environment.config.alphabet, folder / "mode_logo.png")
+                plots.mode_logo(tokens[modes], environment.config.alphabet, folder / "mode_logo.png")
         except (OSError, ValueError) as error:
             logger.warning("plots were not written (%s)", error)
 
