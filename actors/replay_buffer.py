@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from actors.trajectories import TrajectoryBatch, concatenate, empty_batch
 from learner.configs import StrictConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _DAMAGE = (
     OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, AssertionError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip

@@ -18,7 +18,7 @@ from actors.oracles.base import Oracle, valid_scores
 from actors.trajectories import OFFLINE_VERSION, TrajectoryBatch, empty_batch
 from learner.configs import StrictConfig
 from learner.flat import FlatParameters
-from learner.networks.prefixes import group_children
+from learner.networks.prefixes import group_children, join_symbols, num_symbols
 from learner.policy import Policy
 
 logger = logging.getLogger(__name__)
@@ -171,15 +171,15 @@ def draw_trajectories(
     batch = empty_batch(space.max_length, count)
     batch.scores[:] = np.nan
     uniforms = rng.random((space.max_length, 2, count), dtype=np.float32)
-    log_behaviour = np.full(count, np.nan, np.float32) if intended is not None else np.zeros(count, np.float32)
     alive, groups, state = np.arange(count), np.zeros(count, np.int64), policy.start()
     for step in range(space.max_length):
         if intended is None:
             probabilities = behaviour(policy.at(state).log_policy, temperature, epsilon, space.allowed[step])
             actions, log_probs = _choose(probabilities, groups, uniforms[step, 0, : len(alive)])
-            log_behaviour[alive] += log_probs
+            batch.log_behaviour[alive, step] = log_probs
         else:
             actions = intended[alive, step].astype(np.int64)
+            batch.log_behaviour[alive, step] = np.nan
         tokens = noise.realise(step, actions, uniforms[step, 1, : len(alive)])
         batch.actions[alive, step], batch.tokens[alive, step] = actions, tokens
         batch.num_steps[alive] += 1
@@ -187,16 +187,15 @@ def draw_trajectories(
             break
         if space.variable_length:
             going = tokens != space.end
-            alive, groups, tokens = alive[going], groups[going], tokens[going]
+            alive, groups, tokens, actions = alive[going], groups[going], tokens[going], actions[going]
             if not len(alive):
                 break
         if intended is None:
-            first, child = group_children(groups, tokens.astype(np.int64), space.num_actions)
-            device = state.running_sum.device
-            parents = torch.from_numpy(groups[first]).to(device)
-            state = policy.extend(state, parents, torch.from_numpy(tokens[first].astype(np.int64)).to(device))
+            symbols = join_symbols(tokens, actions, space.num_actions, policy.thought_context)
+            first, child = group_children(groups, symbols, num_symbols(space.num_actions, policy.thought_context))
+            parents = torch.from_numpy(groups[first]).to(state.device)
+            state = policy.extend(state, parents, torch.from_numpy(symbols[first]).to(state.device))
             groups = child
-    batch.log_behaviour[:] = log_behaviour
     return batch
 
 

@@ -22,7 +22,7 @@ class TrajectoryBatch:
     scores: np.ndarray
     """float32 [B]: the oracle's raw score, never a transformed reward."""
     log_behaviour: np.ndarray
-    """float32 [B]: log-prob of the intended actions under the policy that drew them, temperature and exploration
+    """float32 [B, T]: log-prob of each intended action under the policy that drew it, temperature and exploration
     included; NaN for offline trajectories. The environment's noise is not part of it."""
     policy_version: np.ndarray
     """int64 [B]: version of the weights that drew it; `OFFLINE_VERSION` for offline trajectories."""
@@ -62,7 +62,7 @@ def empty_batch(num_steps: int, size: int = 0) -> TrajectoryBatch:
         actions=np.zeros((size, num_steps), np.int16),
         num_steps=np.zeros(size, np.int16),
         scores=np.zeros(size, np.float32),
-        log_behaviour=np.zeros(size, np.float32),
+        log_behaviour=np.zeros((size, num_steps), np.float32),
         policy_version=np.zeros(size, np.int64),
         seed=np.zeros(size, np.int64),
     )

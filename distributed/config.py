@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -16,14 +16,18 @@ from actors.replay_buffer import ReplayConfig
 from actors.rollout import ActorsConfig
 from learner.configs import StrictConfig
 from learner.dynamics import DynamicsConfig
-from learner.gflownet import LearnerConfig, ObjectiveConfig
+from learner.gflownet import LearnerConfig
 from learner.metrics import SampleMetricsConfig
 from learner.networks import MLPConfig, NetworkConfig
+from learner.objectives.config import ObjectiveConfig
 from learner.rewards import RewardConfig
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "tune_configs" / "tfbind8.yaml"
 DEFAULT_NAMES = {"oracle": "tfbind8", "network": "mlp"}
 MAX_CONFIG_BYTES = 1_000_000
+
+
+Section = TypeVar("Section", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -60,6 +64,8 @@ class EvaluationConfig(SampleMetricsConfig):
     """Exact law by enumeration; auto: if the space has at most `max_sequences` and the oracle is a table."""
     max_sequences: int = Field(4**10, ge=2)
     """Largest space that is enumerated."""
+    kmer_size: int = Field(3, ge=1, le=8)
+    """Where there is no exact law: length of the k-mers whose frequencies are compared with the target's."""
 
 
 class TrackingConfig(StrictConfig):
@@ -169,10 +175,16 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]
 
 def validate(values: dict[str, Any]) -> ExperimentConfig:
     """Raises ConfigError with one line for each fault."""
+    return validate_section(ExperimentConfig, "", values)
+
+
+def validate_section(model: type[Section], name: str, values: Any) -> Section:
+    """`values` as a `model`, whose keys messages name with `name` before them; raises ConfigError."""
     try:
-        return ExperimentConfig.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        faults = "\n".join(_explain(fault, values) for fault in error.errors())
+        prefix = f"{name}." if name else ""
+        faults = "\n".join(prefix + _explain(fault, values, model) for fault in error.errors())
         raise ConfigError(without_credentials(faults)) from error
 
 
@@ -181,14 +193,15 @@ def without_credentials(text: str) -> str:
     return re.sub(r"://[^/@\s'\"]*@", "://***@", text)
 
 
-def _explain(fault: ErrorDetails, values: dict[str, Any]) -> str:
+def _explain(fault: ErrorDetails, values: dict[str, Any], model: type[BaseModel]) -> str:
     location = [str(part) for part in fault["loc"]]
-    if len(location) > 1 and location[0] == "oracle":
-        location.pop(1)  # the tag of the union is not part of the key
+    for number in range(len(location) - 1, 0, -1):
+        if location[number - 1] in DEFAULT_NAMES:
+            location.pop(number)  # the tag of the union is not part of the key
     key = ".".join(location)
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
-        section = _section_model(location[:-1], values)
+        section = _section_model(location[:-1], values, model)
         return f"{key}: unknown key; allowed: {', '.join(section.model_fields) if section else 'see --help'}"
     if fault["type"] == "union_tag_invalid":
         return f"{key}.name: got {fault['ctx']['tag']!r}; allowed: {fault['ctx']['expected_tags']}"
@@ -199,11 +212,9 @@ def _explain(fault: ErrorDetails, values: dict[str, Any]) -> str:
     return f"{key}: got {fault['input']!r}; {message[:1].lower()}{message[1:]}"
 
 
-def _section_model(location: list[str], values: dict[str, Any]) -> type[BaseModel] | None:
-    if not location:
-        return ExperimentConfig
+def _section_model(location: list[str], values: dict[str, Any], model: type[BaseModel]) -> type[BaseModel] | None:
     node: dict[str, Any] = values
-    current: type[BaseModel] = ExperimentConfig
+    current = model
     for name in location:
         node = node.get(name, {})
         models = _models_of(current.model_fields[name].annotation) if name in current.model_fields else []

@@ -1,6 +1,7 @@
 """Judging a sampler: exactly where the space can be enumerated, from samples always."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from actors.rollout import draw_trajectories
 from actors.trajectories import TrajectoryBatch
 from distributed.config import ConfigError, ExperimentConfig
 from distributed.experiment import derive_seed, make_policy
-from learner import exact
+from learner import exact, sampled
 from learner.dynamics import DynamicsModel
 from learner.flat import FlatParameters
 from learner.gflownet import EvaluationWeights
@@ -31,6 +32,15 @@ class ExactLaw:
     """float32 [n]: raw scores; NaN where a sequence is rejected."""
 
 
+class EvaluatedSamples(NamedTuple):
+    """Scored samples and what they stand for."""
+
+    trajectories: TrajectoryBatch
+    """The samples with a valid score."""
+    target_weights: np.ndarray | None
+    """float64 [n]: shares under which they count as samples of the target; None if the exact law is known."""
+
+
 class Evaluator:
     """Evaluates weights against the configured target; holds the enumerated target, so that it is made once."""
 
@@ -48,6 +58,13 @@ class Evaluator:
 
     def _exact_wanted(self) -> bool:
         evaluation, size = self.config.evaluation, self.environment.space.num_sequences
+        if self._policy.thought_context:
+            if evaluation.exact == "always":
+                raise ConfigError(
+                    "evaluation.exact: got 'always', but with network.thought_context the law depends on all strings of "
+                    "intentions; allowed: auto, never (distances are then estimated from samples)"
+                )
+            return False
         fits = size <= evaluation.max_sequences
         if evaluation.exact == "always" and not fits:
             raise ConfigError(
@@ -58,12 +75,12 @@ class Evaluator:
 
     def _enumerate_target(self) -> None:
         space = self.environment.space
-        self._scores = self.oracle.score(*space.enumerate())
-        valid = valid_scores(self._scores)
+        self.scores = self.oracle.score(*space.enumerate())
+        valid = valid_scores(self.scores)
         if not valid.any():
             raise ConfigError("oracle: not one sequence of the space has a valid score")
-        self._scores = np.where(valid, self._scores, np.nan)
-        log_rewards = log_reward(torch.from_numpy(np.where(valid, self._scores, 0)), self.config.reward).numpy()
+        self.scores = np.where(valid, self.scores, np.nan)
+        log_rewards = log_reward(torch.from_numpy(np.where(valid, self.scores, 0)), self.config.reward).numpy()
         self._target = exact.target_tree(space, np.where(valid, log_rewards.astype(np.float64), -np.inf))
         try:
             floor = exact.replacement_floor(self.environment.kernel)
@@ -85,22 +102,28 @@ class Evaluator:
         space, kernel, target = self.environment.space, self.environment.kernel, self._target
         policies = exact.policy_tables(self._policy)
         law, reach = exact.realised_law(space, policies, kernel)
-        kl = exact.kl_divergence(target.law, law)
-        with torch.no_grad():
-            log_z = float(self._policy.at(self._policy.start()).log_flow)
+        metrics = self.distances(law) | {"log_z_error": self._log_z() - target.log_z}
+        if self._has_dynamics and not self._dynamics.thought_context:
+            metrics |= self._dynamics_metrics(policies, reach)
+        return metrics, ExactLaw(law=law, target=target.law, scores=self.scores)
+
+    def distances(self, law: np.ndarray) -> dict[str, float]:
+        """Distances of a law float64 [n] of realised sequences to the target, and mean scores."""
+        target, kl = self._target, exact.kl_divergence(self._target.law, law)
         metrics = {
             "exact_tv": exact.total_variation(target.law, law),
             "exact_kl": kl,
             "exact_jsd": exact.jensen_shannon(target.law, law),
-            "exact_mean_score": float(np.nansum(law * self._scores)),
-            "target_mean_score": float(np.nansum(target.law * self._scores)),
-            "log_z_error": log_z - target.log_z,
+            "exact_mean_score": float(np.nansum(law * self.scores)),
+            "target_mean_score": float(np.nansum(target.law * self.scores)),
         }
         if np.isfinite(self._kl_floor):
             metrics |= {"kl_floor": self._kl_floor, "tv_floor": self._tv_floor, "excess_kl": kl - self._kl_floor}
-        if self._has_dynamics:
-            metrics |= self._dynamics_metrics(policies, reach)
-        return metrics, ExactLaw(law=law, target=target.law, scores=self._scores)
+        return metrics
+
+    @torch.no_grad()
+    def _log_z(self) -> float:
+        return float(self._policy.at(self._policy.start()).log_flow)
 
     def _dynamics_metrics(self, policies: list[np.ndarray], reach: list[np.ndarray]) -> dict[str, float]:
         kernel = self.environment.kernel
@@ -120,16 +143,44 @@ class Evaluator:
         batch.scores[:] = self.oracle.score(batch.tokens, self.environment.lengths(batch.tokens, batch.num_steps))
         return batch
 
-    def sample_metrics(self, weights: EvaluationWeights) -> tuple[dict[str, float], TrajectoryBatch]:
-        """Score, diversity and novelty of `evaluation.num_samples` noisy samples, always drawn with the same numbers."""
-        evaluation = self.config.evaluation
-        drawn = self.samples(weights, evaluation.num_samples, seed=derive_seed(self.config.run.seed, "evaluation"))
+    def sample_metrics(self, weights: EvaluationWeights) -> tuple[dict[str, float], EvaluatedSamples]:
+        """Score, diversity and novelty of `evaluation.num_samples` noisy samples, always drawn with the same numbers.
+
+        Where there is no exact law, also the distances to the target that the samples' known probabilities give.
+        """
+        seed = derive_seed(self.config.run.seed, "evaluation")
+        drawn = self.samples(weights, self.config.evaluation.num_samples, seed=seed)
+        metrics, samples = self.metrics_of(drawn), drawn[valid_scores(drawn.scores)]
+        if self.is_exact:
+            return metrics, EvaluatedSamples(samples, None)
+        rewards = log_reward(torch.from_numpy(samples.scores), self.config.reward).numpy()
+        log_probabilities = sampled.log_probabilities(self._policy, samples, self.environment.kernel)
+        metrics |= sampled.importance_metrics(
+            log_probabilities, rewards, samples.scores, np.random.default_rng(derive_seed(seed, "bootstrap"))
+        )
+        metrics["log_z_error"] = self._log_z() - metrics["log_z_estimate"]
+        target = sampled.normalised_weights(log_probabilities, rewards)
+        return metrics | self._kmer_metrics(samples, target), EvaluatedSamples(samples, target)
+
+    def metrics_of(self, drawn: TrajectoryBatch) -> dict[str, float]:
+        """Score, diversity and novelty of scored trajectories, the rejected ones left out."""
         samples = drawn[valid_scores(drawn.scores)]
         lengths = self.environment.lengths(samples.tokens, samples.num_steps)
-        metrics = sample_metrics(self.environment.as_actions(samples.tokens, lengths), samples.scores, evaluation)
+        actions = self.environment.as_actions(samples.tokens, lengths)
+        metrics = sample_metrics(actions, samples.scores, self.config.evaluation)
         if self.oracle.reference is not None:
             metrics["novelty"] = novelty(self.environment.sequences(samples.tokens, lengths), self.oracle.reference)
-        return metrics | {"num_rejected_samples": len(drawn) - len(samples)}, samples
+        return metrics | {"num_rejected_samples": len(drawn) - len(samples)}
+
+    def _kmer_metrics(self, samples: TrajectoryBatch, target: np.ndarray) -> dict[str, float]:
+        """Total variation between the k-mers of the samples and those of the target, by importance weights."""
+        lengths = self.environment.lengths(samples.tokens, samples.num_steps)
+        uniform, size = np.full(len(samples), 1 / len(samples)), self.config.evaluation.kmer_size
+        ours, theirs = (
+            sampled.kmer_frequencies(samples.tokens, lengths, shares, self.environment.space.num_tokens, size)
+            for shares in (uniform, target)
+        )
+        return {"kmer_tv": exact.total_variation(ours, theirs)}
 
     def interim(self, weights: EvaluationWeights) -> dict[str, float]:
         """What is judged at intervals: the exact law if there is one, and samples where scoring them is cheap."""

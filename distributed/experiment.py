@@ -36,7 +36,7 @@ def make_oracle(config: ExperimentConfig, environment: SequenceEnvironment) -> O
 
 def make_policy(config: ExperimentConfig, environment: SequenceEnvironment) -> Policy:
     """An untrained policy network on the CPU."""
-    return Policy(environment.space, config.network, backward_head=config.objective.uses_backward_head)
+    return Policy(environment.space, config.network, **config.objective.policy_heads)
 
 
 def make_learner(config: ExperimentConfig) -> GFlowNetLearner:

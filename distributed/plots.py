@@ -1,13 +1,15 @@
 """Plots of a run, as PNG files."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import logomaker
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from distributed.comparison import Summary
 from distributed.evaluation import ExactLaw
 
 CURVES = {
@@ -53,8 +55,11 @@ def probability_scatter(law: ExactLaw, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def score_histogram(scores: np.ndarray, law: ExactLaw | None, path: Path) -> None:
-    """Scores of samples, beside the target's and the sampler's exact distribution of scores where known."""
+def score_histogram(scores: np.ndarray, target_weights: np.ndarray | None, law: ExactLaw | None, path: Path) -> None:
+    """Scores of samples, beside the target's and the sampler's exact distribution of scores where known.
+
+    `target_weights` float [n]: else, shares under which the samples count as the target's.
+    """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     known = scores if law is None else np.concatenate([scores, law.scores[np.isfinite(law.scores)]])
@@ -65,6 +70,9 @@ def score_histogram(scores: np.ndarray, law: ExactLaw | None, path: Path) -> Non
         for values, label in ((law.target, "target"), (law.law, "sampler, exact")):
             density, _ = np.histogram(law.scores[valid], edges, weights=values[valid], density=True)
             axes.stairs(density, edges, label=label, lw=1.5)
+    if target_weights is not None:
+        density, _ = np.histogram(scores, edges, weights=target_weights, density=True)
+        axes.stairs(density, edges, label="target, by importance weights", lw=1.5)
     axes.set(xlabel="score", ylabel="density")
     axes.legend()
     figure.savefig(path, dpi=110)
@@ -81,4 +89,29 @@ def mode_logo(tokens: np.ndarray, alphabet: str, path: Path) -> None:
     axes = figure.add_subplot()
     logomaker.Logo(bits, ax=axes, color_scheme="classic" if alphabet == "ACGT" else None)
     axes.set(xlabel="position", ylabel="bits", ylim=(0, np.log2(len(alphabet))), title=f"{len(tokens)} modes")
+    figure.savefig(path, dpi=110)
+
+
+def comparison_plot(rows: Sequence[Summary], path: Path) -> None:
+    """Exact TV, excess KL, mean score and modes of each variant over the noise; bars reach from least to most of the seeds."""
+    panels = (("exact_tv", "exact total variation"), ("excess_kl", "excess KL [nats]"),
+              ("mean_score", "mean score"), ("num_modes", "modes"))  # fmt: skip
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    names = sorted({row.variant for row in rows})
+    for number, (key, title) in enumerate(panels, 1):
+        axes = figure.add_subplot(2, 2, number)
+        for index, name in enumerate(names):
+            shown = sorted((row for row in rows if row.variant == name and key in row.figures), key=lambda r: r.noise)
+            if not shown:
+                continue
+            x = np.array([row.noise for row in shown]) + 0.003 * (index - len(names) / 2)
+            middle, low, high = np.array([row.figures[key] for row in shown]).T
+            colour = colormaps["tab20"](index % 20)
+            axes.errorbar(x, middle, [middle - low, high - middle], label=name, color=colour, marker="o", ms=4, lw=1.2)
+        axes.set(xlabel="environment.noise", title=title)
+        if key == "excess_kl":
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+    handles, labels = figure.axes[2].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=9)
     figure.savefig(path, dpi=110)

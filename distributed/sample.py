@@ -72,7 +72,7 @@ def _rows(evaluator: Evaluator, samples: TrajectoryBatch) -> Iterator[tuple[str,
     """(sequence, score, log-probability of the intentions); an empty score where the oracle has none."""
     environment = evaluator.environment
     sequences = environment.sequences(samples.tokens, environment.lengths(samples.tokens, samples.num_steps))
-    for sequence, score, log_prob in zip(sequences.tolist(), samples.scores, samples.log_behaviour, strict=True):
+    for sequence, score, log_prob in zip(sequences.tolist(), samples.scores, samples.log_behaviour.sum(1), strict=True):
         yield sequence.decode("ascii"), f"{score:.6g}" if np.isfinite(score) else "", f"{log_prob:.6g}"
 
 

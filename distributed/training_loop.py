@@ -12,12 +12,11 @@ from types import FrameType
 from typing import Any
 
 from actors.oracles.base import OracleError
-from actors.trajectories import TrajectoryBatch
 from distributed import plots
 from distributed.backend import Backend, RunFailed, StepResult
 from distributed.checkpoints import LEARNER_FILE
 from distributed.config import ExperimentConfig
-from distributed.evaluation import Evaluator, ExactLaw
+from distributed.evaluation import EvaluatedSamples, Evaluator, ExactLaw
 from distributed.progress import ProgressLine
 from distributed.run_folder import RunFolder
 from distributed.tracking import MlflowTracker
@@ -229,17 +228,17 @@ class TrainingLoop:
     def _judge(self) -> dict[str, float]:
         weights = self.backend.evaluation_weights()
         metrics, law = self.evaluator.exact_metrics(weights) if self.evaluator.is_exact else ({}, None)
-        sampled, samples = self.evaluator.sample_metrics(weights)
-        metrics |= sampled
+        of_samples, samples = self.evaluator.sample_metrics(weights)
+        metrics |= of_samples
         self._log(weights.step, metrics)
         self._draw_plots(law, samples)
         return metrics
 
-    def _draw_plots(self, law: ExactLaw | None, samples: TrajectoryBatch) -> None:
-        folder, evaluation = self.folder.plots, self.config.evaluation
+    def _draw_plots(self, law: ExactLaw | None, evaluated: EvaluatedSamples) -> None:
+        folder, evaluation, samples = self.folder.plots, self.config.evaluation, evaluated.trajectories
         try:
             plots.learning_curves(self.folder.read_metrics(), folder / "learning_curves.png")
-            plots.score_histogram(samples.scores, law, folder / "score_histogram.png")
+            plots.score_histogram(samples.scores, evaluated.target_weights, law, folder / "score_histogram.png")
             if law is not None:
                 plots.probability_scatter(law, folder / "probability_scatter.png")
             environment = self.evaluator.environment

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from learner.configs import StrictConfig
 from learner.networks import MLPConfig, NetworkConfig, build_network
-from learner.networks.mlp import PrefixState
+from learner.networks.prefixes import PrefixState
 from learner.policy import forbidden_actions
 from learner.space import SequenceSpace
 
@@ -41,17 +41,22 @@ class DynamicsModel(nn.Module):
         self.forbidden: Tensor
         self.register_buffer("forbidden", forbidden_actions(space), persistent=False)
 
-    def forward(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """[N, A, A] for the prefixes at flat positions `rows` int64 [N] of `tokens` int64 [B, T]; rows sum to one."""
-        return self._normalise(self.network(tokens, rows), rows % (self.space.max_length + 1))
+    @property
+    def thought_context(self) -> bool:
+        """Whether it reads earlier intended tokens besides the realised ones."""
+        return self.network.thought_context
+
+    def forward(self, symbols: Tensor, rows: Tensor) -> Tensor:
+        """[N, A, A] for the prefixes at flat positions `rows` int64 [N] of `symbols` int64 [B, T]; rows sum to one."""
+        return self._normalise(self.network(symbols, rows), rows % (self.space.max_length + 1))
 
     def start(self) -> PrefixState:
         """The root, for one-step evaluation."""
         return self.network.start()
 
-    def extend(self, state: PrefixState, parents: Tensor, tokens: Tensor) -> PrefixState:
-        """The prefixes `parents[i]` followed by `tokens[i]`."""
-        return self.network.extend(state, parents, tokens)
+    def extend(self, state: PrefixState, parents: Tensor, symbols: Tensor) -> PrefixState:
+        """The prefixes `parents[i]` followed by `symbols[i]`."""
+        return self.network.extend(state, parents, symbols)
 
     def at(self, state: PrefixState) -> Tensor:
         """[N, A, A] for the prefixes of `state`."""

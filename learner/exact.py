@@ -5,7 +5,7 @@ K_t(x|a), the law is p(x) = Π_t Σ_a π(a|s_t) K_t(x_t|a). Shapes: V tokens, A 
 (shorter first, then in lexicographic order, as `SequenceSpace.enumerate` lists them).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from learner.dynamics import DynamicsModel
-from learner.networks.mlp import PrefixState
+from learner.networks.prefixes import PrefixState
 from learner.policy import Policy
 from learner.space import SequenceSpace
 
@@ -68,28 +68,34 @@ def _split_lengths(space: SequenceSpace, values: np.ndarray) -> dict[int, np.nda
 
 
 @torch.no_grad()
-def _levels(
-    network: Policy | DynamicsModel, space: SequenceSpace, evaluate: Callable[[PrefixState], Tensor]
-) -> Iterator[np.ndarray]:
-    """`evaluate` at all V^t prefixes of each length t = 0..T-1, lexicographic, float64."""
-    state = network.start()
-    for length in range(space.max_length):
-        parts = [evaluate(_rows(state, start)) for start in range(0, len(state.running_sum), CHUNK)]
-        yield torch.cat(parts).double().cpu().numpy()
-        if length + 1 < space.max_length:
-            count, device = space.num_tokens**length, state.running_sum.device
-            parents = torch.arange(count, device=device).repeat_interleave(space.num_tokens)
-            state = network.extend(state, parents, torch.arange(space.num_tokens, device=device).repeat(count))
+def _tables(network: Policy | DynamicsModel, evaluate: Callable[[PrefixState], Tensor]) -> list[np.ndarray]:
+    """`evaluate` at all V^t prefixes of each length t = 0..T-1, lexicographic, float64.
 
+    Goes down the tree depth first in blocks of `CHUNK` prefixes, so that only one block a depth is in memory.
+    """
+    space, tables = network.space, [np.empty(0)] * network.space.max_length
 
-def _rows(state: PrefixState, start: int) -> PrefixState:
-    end = start + CHUNK
-    return PrefixState(state.running_sum[start:end], state.recent[start:end], state.depth)
+    def fill(state: PrefixState, start: int) -> None:
+        values, depth = evaluate(state).double().cpu().numpy(), state.depth
+        if not len(tables[depth]):
+            tables[depth] = np.empty((space.num_tokens**depth, *values.shape[1:]))
+        tables[depth][start : start + len(values)] = values
+        if depth + 1 == space.max_length:
+            return
+        size = max(1, CHUNK // space.num_tokens)
+        for first in range(0, len(values), size):
+            block = state.select(slice(first, first + size))
+            parents = torch.arange(len(block), device=state.device).repeat_interleave(space.num_tokens)
+            tokens = torch.arange(space.num_tokens, device=state.device).repeat(len(block))
+            fill(network.extend(block, parents, tokens), (start + first) * space.num_tokens)
+
+    fill(network.start(), 0)
+    return tables
 
 
 def policy_tables(policy: Policy) -> list[np.ndarray]:
     """T arrays float64 [V^t, A]: π(a|s) of every prefix."""
-    return list(_levels(policy, policy.space, lambda state: policy.at(state).log_policy.exp()))
+    return _tables(policy, lambda state: policy.at(state).log_policy.exp())
 
 
 def realised_law(
@@ -189,7 +195,7 @@ def kl_floor(space: SequenceSpace, target: TargetTree, floor: np.ndarray) -> tup
 def dynamics_error(model: DynamicsModel, kernel: np.ndarray, reach: list[np.ndarray]) -> float:
     """Mean TV between P̂(·|s,a) and K_t(·|a) over allowed actions, steps, and prefixes weighted by `reach`."""
     space, errors = model.space, []
-    for length, tables in enumerate(_levels(model, space, lambda state: model.at(state).exp())):
-        distances = 0.5 * np.abs(tables - kernel[length]).sum(-1)[:, space.allowed[length]].mean(-1)
+    for length, table in enumerate(_tables(model, lambda state: model.at(state).exp())):
+        distances = 0.5 * np.abs(table - kernel[length]).sum(-1)[:, space.allowed[length]].mean(-1)
         errors.append((distances * reach[length]).sum() / reach[length].sum())
     return float(np.mean(errors))

@@ -27,6 +27,12 @@ class FlatParameters:
         """Reset the gradient in place."""
         self.gradient.zero_()
 
+    def part(self, start: int, end: int | None) -> nn.Parameter:
+        """A stretch of `vector`, with its gradient, as a parameter that an optimiser can treat apart."""
+        part = nn.Parameter(self.vector.data[start:end])
+        part.grad = self.gradient[start:end]
+        return part
+
     def clip_gradient(self, max_norm: float) -> Tensor:
         """Scale the gradient to an L2 norm of at most `max_norm`; returns the norm before, without a host sync."""
         norm = self.gradient.norm()

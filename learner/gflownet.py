@@ -5,44 +5,25 @@ Shapes: B batch, T steps, A actions, N distinct prefixes.
 
 import copy
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from learner.batch import TensorBatch, Trajectories
 from learner.configs import StrictConfig
 from learner.dynamics import DynamicsConfig, DynamicsModel
 from learner.flat import FlatParameters
 from learner.networks import NetworkConfig
-from learner.networks.prefixes import PrefixIndex, index_prefixes
-from learner.objectives import balance
+from learner.objectives.balance import end_flows
+from learner.objectives.config import ObjectiveConfig
+from learner.objectives.losses import StepLogProbs, objective_loss
 from learner.policy import Policy, PolicyOutputs
 from learner.rewards import RewardConfig, log_reward
 from learner.schedules import learning_rate_factor
 from learner.space import SequenceSpace
-
-
-class ObjectiveConfig(StrictConfig):
-    """What the policy and the flows are trained to satisfy."""
-
-    name: Literal["sgfn_db", "gfn_db"] = "sgfn_db"
-    """sgfn_db: detailed balance with the learned dynamics; gfn_db: without (exact only if noise is 0)."""
-    backward: Literal["posterior", "learned"] = "posterior"
-    """sgfn_db: P_B(a|s') by Bayes from policy and dynamics, or a softmax head limited to possible actions."""
-    backward_support: float = Field(1e-3, gt=0, lt=1)
-    """backward learned: an action is possible if the dynamics model gives the outcome more than this probability."""
-
-    @property
-    def uses_dynamics(self) -> bool:
-        """Whether a dynamics model is trained."""
-        return self.name != "gfn_db"
-
-    @property
-    def uses_backward_head(self) -> bool:
-        """Whether the policy network needs a head for P_B."""
-        return self.uses_dynamics and self.backward == "learned"
 
 
 class LearnerConfig(StrictConfig):
@@ -66,28 +47,6 @@ class LearnerConfig(StrictConfig):
     """Where the learner computes; auto: the GPU if there is one."""
 
 
-class Trajectories(Protocol):
-    """The arrays of a trajectory batch that the learner reads."""
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """int [B, T]: realised."""
-
-    @property
-    def actions(self) -> np.ndarray:
-        """int [B, T]: intended."""
-
-    @property
-    def num_steps(self) -> np.ndarray:
-        """int [B]."""
-
-    @property
-    def scores(self) -> np.ndarray:
-        """float [B]: raw scores."""
-
-    def __len__(self) -> int: ...
-
-
 class EvaluationWeights(NamedTuple):
     """What evaluation and sampling need of a learner."""
 
@@ -97,24 +56,6 @@ class EvaluationWeights(NamedTuple):
     """float32 [P]: parameters of the averaged policy."""
     dynamics: np.ndarray
     """float32 [Q]: parameters of the dynamics model."""
-
-
-class TensorBatch:
-    """Trajectories on the learner's device, with the index of their distinct prefixes."""
-
-    def __init__(self, batch: Trajectories, num_actions: int, device: torch.device, *, finished: bool):
-        index: PrefixIndex = index_prefixes(batch.tokens, batch.num_steps, num_actions, finished=finished)
-        self.rows = torch.from_numpy(index.rows).to(device)
-        self.inverse = torch.from_numpy(index.inverse).to(device)
-        self.tokens = torch.from_numpy(batch.tokens.astype(np.int64)).to(device)
-        self.actions = torch.from_numpy(batch.actions.astype(np.int64)).to(device)
-        self.num_steps = torch.from_numpy(batch.num_steps.astype(np.int64)).to(device)
-        self.scores = torch.from_numpy(np.array(batch.scores, dtype=np.float32)).to(device)
-        self.mask = balance.step_mask(self.num_steps, self.tokens.shape[1])
-
-    def of_prefixes(self, values: Tensor) -> Tensor:
-        """From values [N, ...] of distinct prefixes to [B, T+1, ...] of all."""
-        return values[self.inverse]
 
 
 class GFlowNetLearner:
@@ -136,17 +77,26 @@ class GFlowNetLearner:
         self.dynamics_config, self.total_steps = dynamics, total_steps
         self.device = resolve_device(learner.device)
         self.uses_dynamics = objective.uses_dynamics
-        self.uses_backward_head = objective.uses_backward_head
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.policy = Policy(space, network, backward_head=self.uses_backward_head).to(self.device)
+            self.policy = Policy(space, network, **objective.policy_heads).to(self.device)
             self.dynamics = DynamicsModel(space, dynamics.network).to(self.device)
         self.policy_weights = FlatParameters(self.policy)
         self.dynamics_weights = FlatParameters(self.dynamics)
         self.averaged = self.policy_weights.vector.detach().clone()
-        self.policy_optimiser = _adam(self.policy_weights, learner.learning_rate)
-        self.dynamics_optimiser = _adam(self.dynamics_weights, dynamics.learning_rate)
+        self.policy_optimiser = _adam(self._policy_groups())
+        self.dynamics_optimiser = _adam([_group(self.dynamics_weights.vector, dynamics.learning_rate)])
         self.step = 0
+
+    def _policy_groups(self) -> list[dict[str, Any]]:
+        """What the policy's optimiser treats apart: log Z, where it is a parameter of its own, has its own step size."""
+        step_size = self.objective.log_z_step_size
+        if step_size is None:
+            return [_group(self.policy_weights.vector, self.config.learning_rate)]
+        log_z, others = self.policy_weights.part(0, 1), self.policy_weights.part(1, None)
+        assert self.policy.log_z is not None
+        assert self.policy.log_z.data_ptr() == log_z.data_ptr()
+        return [_group(others, self.config.learning_rate), _group(log_z, step_size)]
 
     def update(self, trajectories: Trajectories, replayed: Trajectories | None = None) -> dict[str, float]:
         """One or more learner steps: `trajectories`, in order, in batches of `batch_size`; `replayed`, spread over them.
@@ -169,9 +119,9 @@ class GFlowNetLearner:
         factor = learning_rate_factor(
             self.step, self.total_steps, warmup=self.config.warmup_steps, final=self.config.final_learning_rate
         )
-        _set_learning_rate(self.policy_optimiser, self.config.learning_rate * factor)
-        _set_learning_rate(self.dynamics_optimiser, self.dynamics_config.learning_rate * factor)
-        batch = self._to_device(trajectories, finished=self.uses_backward_head)
+        _scale_learning_rates(self.policy_optimiser, factor)
+        _scale_learning_rates(self.dynamics_optimiser, factor)
+        batch = self._to_device(trajectories, finished=self.objective.uses_backward_head)
         metrics = {}
         if self.uses_dynamics:
             replayed = [self._to_device(part, finished=False) for part in triples if len(part)]
@@ -182,7 +132,10 @@ class GFlowNetLearner:
         return metrics
 
     def _to_device(self, trajectories: Trajectories, *, finished: bool) -> TensorBatch:
-        return TensorBatch(trajectories, self.space.num_actions, self.device, finished=finished)
+        thoughts = self.policy.thought_context or self.dynamics.thought_context
+        return TensorBatch(
+            trajectories, self.space.num_actions, self.device, finished=finished, thought_context=thoughts
+        )
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bfloat16"
@@ -192,7 +145,7 @@ class GFlowNetLearner:
         """Cross-entropy of the realised tokens, in nats a step; one Adam step."""
         self.dynamics_weights.zero_grad()
         with self._autocast():
-            log_dynamics = self.dynamics(batch.tokens, batch.rows)
+            log_dynamics = self.dynamics(batch.symbols(self.dynamics.thought_context), batch.rows)
         chosen = log_dynamics[batch.inverse[:, :-1], batch.actions, batch.tokens]
         loss = -torch.where(batch.mask, chosen, 0.0).sum() / batch.mask.sum()
         loss.backward()
@@ -203,38 +156,38 @@ class GFlowNetLearner:
     def _policy_step(self, batch: TensorBatch) -> dict[str, Tensor]:
         self.policy_weights.zero_grad()
         with self._autocast():
-            outputs = self.policy(batch.tokens, batch.rows)
-        rewards = log_reward(batch.scores, self.reward, step=self.step)
-        residuals = self._residuals(batch, outputs, rewards)
-        loss = balance.mean_square(residuals, batch.mask)
+            outputs = self.policy(batch.symbols(self.policy.thought_context), batch.rows)
+        loss, metrics = objective_loss(self._log_probs(batch, outputs))
         loss.backward()
         norm = self.policy_weights.clip_gradient(self.config.max_gradient_norm)
         self.policy_optimiser.step()
         self._average()
-        return {"loss": loss, "gradient_norm": norm, "log_z": outputs.log_flow[0], "batch_score": batch.scores.mean()}
+        metrics |= {"gradient_norm": norm, "log_z": outputs.log_flow[0], "batch_score": batch.scores.mean()}
+        return {"loss": loss, **metrics}
 
-    def _residuals(self, batch: TensorBatch, outputs: PolicyOutputs, rewards: Tensor) -> Tensor:
-        log_flow = balance.end_flows(batch.of_prefixes(outputs.log_flow), rewards, batch.num_steps)
-        log_policy = batch.of_prefixes(outputs.log_policy)[:, :-1]
-        log_pf = log_policy.gather(-1, batch.actions[..., None]).squeeze(-1)
-        if not self.uses_dynamics:
-            return balance.gfn_db_residuals(log_flow, log_pf, batch.mask)
-        log_dynamics = self._outcome_log_probs(batch)
-        if self.objective.backward == "posterior":
-            log_pb = balance.posterior_log_pb(log_policy, log_dynamics, batch.actions)
-        else:
-            assert outputs.backward_logits is not None
-            logits = batch.of_prefixes(outputs.backward_logits)[:, 1:].masked_fill(log_policy.isneginf(), -torch.inf)
-            support = self.objective.backward_support
-            log_pb = balance.learned_log_pb(logits, log_dynamics, batch.actions, support=support)
-        taken = log_dynamics.gather(-1, batch.actions[..., None]).squeeze(-1)
-        return balance.sgfn_db_residuals(log_flow, log_pf, taken, log_pb, batch.mask)
+    def _log_probs(self, batch: TensorBatch, outputs: PolicyOutputs) -> StepLogProbs:
+        rewards = log_reward(batch.scores, self.reward, step=self.step)
+        backward, ahead = outputs.backward_logits, outputs.lookahead_logits
+        return StepLogProbs(
+            config=self.objective,
+            mask=batch.mask,
+            num_steps=batch.num_steps,
+            tokens=batch.tokens,
+            actions=batch.actions,
+            log_flow=end_flows(batch.of_prefixes(outputs.log_flow), rewards, batch.num_steps),
+            log_policy=batch.of_prefixes(outputs.log_policy)[:, :-1],
+            log_dynamics=self._outcome_log_probs(batch) if self.uses_dynamics else None,
+            backward_logits=None if backward is None else batch.of_prefixes(backward)[:, 1:],
+            lookahead_logits=None if ahead is None else batch.of_prefixes(ahead)[:, :-1],
+            log_behaviour=batch.log_behaviour,
+            log_reward=rewards,
+        )
 
     @torch.no_grad()
     def _outcome_log_probs(self, batch: TensorBatch) -> Tensor:
         """log P̂(x_t|s_t,a) of the realised token for every action, [B, T, A], detached."""
         with self._autocast():
-            log_dynamics = self.dynamics(batch.tokens, batch.rows)
+            log_dynamics = self.dynamics(batch.symbols(self.dynamics.thought_context), batch.rows)
         return log_dynamics.transpose(1, 2)[batch.inverse[:, :-1], batch.tokens]
 
     @torch.no_grad()
@@ -282,13 +235,17 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _adam(weights: FlatParameters, learning_rate: float) -> torch.optim.Adam:
-    return torch.optim.Adam([weights.vector], lr=learning_rate, fused=True)
+def _group(parameter: nn.Parameter, learning_rate: float) -> dict[str, Any]:
+    return {"params": [parameter], "lr": learning_rate, "initial_lr": learning_rate}
 
 
-def _set_learning_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
+def _adam(groups: list[dict[str, Any]]) -> torch.optim.Adam:
+    return torch.optim.Adam(groups, fused=True)
+
+
+def _scale_learning_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:
     for group in optimiser.param_groups:
-        group["lr"] = value
+        group["lr"] = group["initial_lr"] * factor
 
 
 def _split(batch: Any, count: int) -> list[Any]:

@@ -3,13 +3,13 @@
 Shapes: B batch, T steps, A actions, N prefixes.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from learner.networks import NetworkConfig, build_network
-from learner.networks.mlp import PrefixState
+from learner.networks.prefixes import PrefixState
 from learner.space import SequenceSpace
 
 
@@ -22,42 +22,78 @@ class PolicyOutputs(NamedTuple):
     """float [N]: log F(s), meaningless at finished sequences."""
     backward_logits: Tensor | None
     """float [N, A]: unnormalised log P_B(a|s') of the action that led here, if the network has such a head."""
+    lookahead_logits: Tensor | None
+    """float [N, k, A]: logits of the next k realised tokens, if the network has such a head."""
+
+
+class PolicyHeads(TypedDict):
+    """What a policy network gives besides logits and flows."""
+
+    backward_head: bool
+    """Logits of P_B."""
+    lookahead_steps: int
+    """Realised tokens predicted ahead; 0: none."""
+    own_log_z: bool
+    """Whether log Z is a parameter of its own."""
 
 
 class Policy(nn.Module):
-    """pi(a|s), F(s) and P_B(a|s') from one trunk. Starts as the uniform policy with the flows of a constant reward 1."""
+    """pi(a|s), F(s), P_B(a|s') and look-ahead from one trunk.
 
-    def __init__(self, space: SequenceSpace, config: NetworkConfig, *, backward_head: bool):
+    Starts as the uniform policy with the flows of a constant reward 1. With `own_log_z`, log F(s_0) = log Z is a
+    parameter of its own (`log_z`, the offset of the start not included) instead of an output of the network.
+    """
+
+    def __init__(
+        self,
+        space: SequenceSpace,
+        config: NetworkConfig,
+        *,
+        backward_head: bool = False,
+        lookahead_steps: int = 0,
+        own_log_z: bool = False,
+    ):
         super().__init__()
-        self.space, self.backward_head = space, backward_head
-        self.network = build_network(space, space.num_actions * (1 + backward_head) + 1, config)
+        self.space = space
+        self._sizes = [space.num_actions, 1, space.num_actions * backward_head, space.num_actions * lookahead_steps]
+        self.log_z = nn.Parameter(torch.zeros(1)) if own_log_z else None
+        self.network = build_network(space, sum(self._sizes), config)
         self.forbidden: Tensor
         self.register_buffer("forbidden", forbidden_actions(space), persistent=False)
         self.flow_offset: Tensor
         self.register_buffer("flow_offset", torch.from_numpy(space.log_num_completions.copy()), persistent=False)
 
-    def forward(self, tokens: Tensor, rows: Tensor) -> PolicyOutputs:
-        """Outputs of the prefixes at flat positions `rows` int64 [N] (b*(T+1) + t) of `tokens` int64 [B, T]."""
-        return self._split(self.network(tokens, rows), rows % (self.space.max_length + 1))
+    @property
+    def thought_context(self) -> bool:
+        """Whether it reads intended tokens besides the realised ones."""
+        return self.network.thought_context
+
+    def forward(self, symbols: Tensor, rows: Tensor) -> PolicyOutputs:
+        """Outputs of the prefixes at flat positions `rows` int64 [N] (b*(T+1) + t) of `symbols` int64 [B, T]."""
+        return self._split(self.network(symbols, rows), rows % (self.space.max_length + 1))
 
     def start(self) -> PrefixState:
         """The root, for one-step evaluation."""
         return self.network.start()
 
-    def extend(self, state: PrefixState, parents: Tensor, tokens: Tensor) -> PrefixState:
-        """The prefixes `parents[i]` followed by `tokens[i]`."""
-        return self.network.extend(state, parents, tokens)
+    def extend(self, state: PrefixState, parents: Tensor, symbols: Tensor) -> PrefixState:
+        """The prefixes `parents[i]` followed by `symbols[i]`."""
+        return self.network.extend(state, parents, symbols)
 
     def at(self, state: PrefixState) -> PolicyOutputs:
         """Outputs of the prefixes of `state`."""
-        depth = torch.tensor(state.depth, device=self.flow_offset.device)
+        depth = torch.full((len(state),), state.depth, device=self.flow_offset.device)
         return self._split(self.network.outputs(state), depth)
 
     def _split(self, outputs: Tensor, depth: Tensor) -> PolicyOutputs:
-        actions, outputs = self.space.num_actions, outputs.float()
-        logits = outputs[:, :actions].masked_fill(self.forbidden[depth], -torch.inf)
-        backward = outputs[:, actions + 1 :] if self.backward_head else None
-        return PolicyOutputs(logits.log_softmax(-1), outputs[:, actions] + self.flow_offset[depth], backward)
+        logits, flow, backward, lookahead = outputs.float().split(self._sizes, -1)
+        flow = flow.squeeze(-1) if self.log_z is None else torch.where(depth == 0, self.log_z, flow.squeeze(-1))
+        return PolicyOutputs(
+            logits.masked_fill(self.forbidden[depth], -torch.inf).log_softmax(-1),
+            flow + self.flow_offset[depth],
+            backward if self._sizes[2] else None,
+            lookahead.unflatten(-1, (-1, self._sizes[0])) if self._sizes[3] else None,
+        )
 
 
 def forbidden_actions(space: SequenceSpace) -> Tensor:

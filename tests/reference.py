@@ -12,8 +12,9 @@ from torch import nn
 
 from actors.trajectories import TrajectoryBatch, empty_batch
 from learner.dynamics import DynamicsConfig, DynamicsModel
-from learner.gflownet import GFlowNetLearner, LearnerConfig, ObjectiveConfig
+from learner.gflownet import GFlowNetLearner, LearnerConfig
 from learner.networks.mlp import MLPConfig, PrefixMLP
+from learner.objectives.config import ObjectiveConfig
 from learner.policy import Policy
 from learner.rewards import RewardConfig
 from learner.space import SequenceSpace

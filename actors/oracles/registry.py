@@ -8,17 +8,20 @@ from pydantic import BaseModel, Field
 from actors.environments.sequence import SequenceEnvironment
 from actors.oracles.base import Oracle
 from actors.oracles.callable import CallableOracle, CallableOracleConfig
+from actors.oracles.motifs import MotifsConfig, MotifsOracle
 from actors.oracles.table import CsvOracleConfig, NpyOracleConfig, csv_oracle, npy_oracle
 from actors.oracles.tfbind8 import TFBind8Config, tfbind8_oracle
 
 OracleConfig = Annotated[
-    TFBind8Config | CsvOracleConfig | NpyOracleConfig | CallableOracleConfig, Field(discriminator="name")
+    TFBind8Config | CsvOracleConfig | NpyOracleConfig | MotifsConfig | CallableOracleConfig,
+    Field(discriminator="name"),
 ]
 
 _BUILDERS: dict[type[BaseModel], Callable[[Any, SequenceEnvironment], Oracle]] = {
     TFBind8Config: tfbind8_oracle,
     CsvOracleConfig: csv_oracle,
     NpyOracleConfig: npy_oracle,
+    MotifsConfig: MotifsOracle,
     CallableOracleConfig: CallableOracle,
 }
 

@@ -1,11 +1,30 @@
-"""Networks over prefixes. Each offers `forward` (all prefixes of a batch) and `start/extend/outputs` (rollouts)."""
+"""Networks over prefixes, exchangeable by one config field.
+
+Each offers `forward` (all prefixes of a batch) and `start/extend/outputs` (rollouts, token by token). What they read is
+a string of *symbols*: the realised tokens or, with a thought context, pairs of realised and intended tokens.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Tag
 
 from learner.networks.mlp import MLPConfig, PrefixMLP
+from learner.networks.prefixes import PrefixNetwork
+from learner.networks.transformer import PrefixTransformer, TransformerConfig
 from learner.space import SequenceSpace
 
-NetworkConfig = MLPConfig
+
+def _name(config: Any) -> str:
+    return config.get("name", "mlp") if isinstance(config, dict) else getattr(config, "name", "mlp")
 
 
-def build_network(space: SequenceSpace, num_outputs: int, config: NetworkConfig) -> PrefixMLP:
+NetworkConfig = Annotated[
+    Annotated[MLPConfig, Tag("mlp")] | Annotated[TransformerConfig, Tag("transformer")], Discriminator(_name)
+]
+
+
+def build_network(space: SequenceSpace, num_outputs: int, config: NetworkConfig) -> PrefixNetwork:
     """The network that `config.name` asks for."""
+    if isinstance(config, TransformerConfig):
+        return PrefixTransformer(space, num_outputs, config)
     return PrefixMLP(space, num_outputs, config)

@@ -7,13 +7,15 @@ the k-mers that end at a position join the same sum.
 Shapes: B batch, T steps, N prefixes, A actions, H hidden, O outputs.
 """
 
-from typing import Annotated, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from learner.configs import StrictConfig
+from learner.networks.prefixes import PrefixNetwork
 from learner.space import SequenceSpace
 
 MAX_EMBEDDINGS = 250_000
@@ -31,10 +33,12 @@ class MLPConfig(StrictConfig):
     """Hidden layers, the embedding layer included."""
     kmer_sizes: Literal["auto"] | tuple[Annotated[int, Field(ge=2, le=12)], ...] = "auto"
     """Lengths of the position-specific k-mer embeddings in the first layer; [] for none; auto: all k >= 2 with at most
-    1,024 different k-mers (2 to 5 for DNA). Those longer than the sequence are left out."""
+    1,024 different k-mers (2 to 5 for DNA) while the table stays below 250,000 rows. Those longer than the sequence are
+    left out."""
 
 
-class PrefixState(NamedTuple):
+@dataclass(frozen=True)
+class MLPState:
     """N prefixes of one depth, in the form that a rollout extends token by token."""
 
     running_sum: Tensor
@@ -43,8 +47,20 @@ class PrefixState(NamedTuple):
     """int64 [N, k_max - 1]: last tokens, newest last."""
     depth: int
 
+    @property
+    def device(self) -> torch.device:
+        """Where the state lives."""
+        return self.running_sum.device
 
-class PrefixMLP(nn.Module):
+    def __len__(self) -> int:
+        return len(self.running_sum)
+
+    def select(self, rows: slice) -> "MLPState":
+        """Some of the prefixes."""
+        return MLPState(self.running_sum[rows], self.recent[rows], self.depth)
+
+
+class PrefixMLP(PrefixNetwork):
     """Outputs [.., O] for prefixes of sequences in `space`; the last layer starts at zero."""
 
     def __init__(self, space: SequenceSpace, num_outputs: int, config: MLPConfig):
@@ -68,26 +84,26 @@ class PrefixMLP(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """Outputs [N, O] of the prefixes at flat positions `rows` int64 [N] (b*(T+1) + t) of `tokens` int64 [B, T]."""
-        batch, steps = tokens.shape
-        embedded = self._embed(self._kmer_rows(tokens)).view(batch, steps, -1)
+    def forward(self, symbols: Tensor, rows: Tensor) -> Tensor:
+        """Outputs [N, O] of the prefixes at flat positions `rows` int64 [N] (b*(T+1) + t) of `symbols` int64 [B, T]."""
+        batch, steps = symbols.shape
+        embedded = self._embed(self._kmer_rows(symbols)).view(batch, steps, -1)
         sums = nn.functional.pad(embedded.cumsum(1), (0, 0, 1, 0)) + self.position_bias
         return self._dense(sums.view(batch * (steps + 1), -1).index_select(0, rows))
 
-    def start(self) -> PrefixState:
+    def start(self) -> MLPState:
         """The root."""
         device = self.embedding.device
         recent = torch.zeros(1, max(self.kmer_sizes) - 1, dtype=torch.int64, device=device)
-        return PrefixState(torch.zeros(1, self.embedding.shape[1], device=device), recent, 0)
+        return MLPState(torch.zeros(1, self.embedding.shape[1], device=device), recent, 0)
 
-    def extend(self, state: PrefixState, parents: Tensor, tokens: Tensor) -> PrefixState:
-        """The prefixes `parents[i]` int64 [N'] followed by `tokens[i]` int64 [N']."""
-        window = torch.cat([state.recent[parents], tokens[:, None]], 1)
+    def extend(self, state: MLPState, parents: Tensor, symbols: Tensor) -> MLPState:
+        """The prefixes `parents[i]` int64 [N'] followed by `symbols[i]` int64 [N']."""
+        window = torch.cat([state.recent[parents], symbols[:, None]], 1)
         added = self._embed(self._kmer_rows(window, at=state.depth))
-        return PrefixState(state.running_sum[parents] + added, window[:, 1:], state.depth + 1)
+        return MLPState(state.running_sum[parents] + added, window[:, 1:], state.depth + 1)
 
-    def outputs(self, state: PrefixState) -> Tensor:
+    def outputs(self, state: MLPState) -> Tensor:
         """[N, O]; equal to `forward` on the same prefixes."""
         return self._dense(state.running_sum + self.position_bias[state.depth])
 
@@ -118,6 +134,12 @@ class PrefixMLP(nn.Module):
 
 
 def _kmer_sizes(space: SequenceSpace, config: MLPConfig) -> list[int]:
-    if config.kmer_sizes == "auto":
-        return [k for k in range(2, space.max_length + 1) if space.num_actions**k <= MAX_AUTO_KMERS]
-    return sorted({k for k in config.kmer_sizes if k <= space.max_length})
+    if config.kmer_sizes != "auto":
+        return sorted({k for k in config.kmer_sizes if k <= space.max_length})
+    sizes, rows = [], space.max_length * space.num_actions
+    for k in range(2, space.max_length + 1):
+        rows += space.max_length * space.num_actions**k
+        if space.num_actions**k > MAX_AUTO_KMERS or rows > MAX_EMBEDDINGS:
+            break
+        sizes.append(k)
+    return sizes

@@ -1,11 +1,65 @@
-"""Distinct prefixes of a batch, so that each is computed once.
+"""What networks over prefixes have in common: the symbols they read, their states, and the index of distinct prefixes.
 
-Shapes: B sequences, T steps, N distinct prefixes, A actions.
+Shapes: B sequences, T steps, N distinct prefixes, A actions, O outputs, S symbols (A, or A² with a thought context).
 """
 
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class PrefixState(Protocol):
+    """N prefixes of one depth, in the form that a network extends symbol by symbol."""
+
+    @property
+    def depth(self) -> int:
+        """Symbols so far."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the state lives."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def select(self, rows: slice) -> Self:
+        """Some of the prefixes."""
+
+
+class PrefixNetwork(nn.Module, ABC):
+    """Outputs [.., O] for prefixes; `thought_context` says whether the symbols are pairs (realised, intended)."""
+
+    thought_context: bool = False
+
+    @abstractmethod
+    def forward(self, symbols: Tensor, rows: Tensor) -> Tensor:
+        """Outputs [N, O] of the prefixes at flat positions `rows` int64 [N] (b*(T+1) + t) of `symbols` int64 [B, T]."""
+
+    @abstractmethod
+    def start(self) -> Any:
+        """The root's `PrefixState`."""
+
+    @abstractmethod
+    def extend(self, state: Any, parents: Tensor, symbols: Tensor) -> Any:
+        """The prefixes `parents[i]` int64 [N'] of `state` followed by `symbols[i]` int64 [N']."""
+
+    @abstractmethod
+    def outputs(self, state: Any) -> Tensor:
+        """[N, O]; equal to `forward` on the same prefixes."""
+
+
+def num_symbols(num_actions: int, thought_context: bool) -> int:
+    """S."""
+    return num_actions**2 if thought_context else num_actions
+
+
+def join_symbols(tokens: np.ndarray, actions: np.ndarray, num_actions: int, thought_context: bool) -> np.ndarray:
+    """What a network reads, int64: `tokens`, or tokens·A + actions with a thought context."""
+    symbols = tokens.astype(np.int64)
+    return symbols * num_actions + actions if thought_context else symbols
 
 
 class PrefixIndex(NamedTuple):
@@ -17,18 +71,18 @@ class PrefixIndex(NamedTuple):
     """int64 [B, T+1]: row of each prefix; 0 (the root) for those that were left out."""
 
 
-def group_children(groups: np.ndarray, tokens: np.ndarray, num_actions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Merge equal (prefix, next token) pairs: `first` int64 [n], one member of each child, and `child` int64 [B]."""
-    _, first, child = np.unique(groups * num_actions + tokens, return_index=True, return_inverse=True)
+def group_children(groups: np.ndarray, symbols: np.ndarray, num_symbols: int) -> tuple[np.ndarray, np.ndarray]:
+    """Merge equal (prefix, next symbol) pairs: `first` int64 [n], one member of each child, and `child` int64 [B]."""
+    _, first, child = np.unique(groups * num_symbols + symbols, return_index=True, return_inverse=True)
     return first, child
 
 
-def index_prefixes(tokens: np.ndarray, num_steps: np.ndarray, num_actions: int, *, finished: bool) -> PrefixIndex:
-    """Index the distinct prefixes of `tokens` int [B, T] with `num_steps` int [B] realised steps each.
+def index_prefixes(symbols: np.ndarray, num_steps: np.ndarray, num_symbols: int, *, finished: bool) -> PrefixIndex:
+    """Index the distinct prefixes of `symbols` int [B, T] with `num_steps` int [B] real steps each.
 
     `finished`: also index the finished sequence itself (depth `num_steps`), which only a backward head needs.
     """
-    batch, steps = tokens.shape
+    batch, steps = symbols.shape
     rows, inverse = [np.zeros(1, dtype=np.int64)], np.zeros((batch, steps + 1), dtype=np.int64)
     groups, count, all_distinct = np.zeros(batch, dtype=np.int64), 1, batch == 1
     last_depth = num_steps.astype(np.int64) - (0 if finished else 1)
@@ -37,7 +91,7 @@ def index_prefixes(tokens: np.ndarray, num_steps: np.ndarray, num_actions: int, 
         if all_distinct:
             first = child = np.arange(len(members))
         else:
-            first, child = group_children(groups[members], tokens[members, depth - 1].astype(np.int64), num_actions)
+            first, child = group_children(groups[members], symbols[members, depth - 1].astype(np.int64), num_symbols)
             all_distinct = len(first) == len(members)
         groups[members] = child
         inverse[members, depth] = count + child

@@ -55,9 +55,9 @@ def test_every_name_builds_its_oracle(settings, name, kind, score):
 
 def test_an_unknown_name_is_answered_with_those_there_are():
     with pytest.raises(ValidationError) as caught:
-        CONFIG.validate_python({"name": "motifs"})
-    assert "'motifs'" in str(caught.value)
-    for name in ("tfbind8", "csv", "npy", "callable"):
+        CONFIG.validate_python({"name": "magic"})
+    assert "'magic'" in str(caught.value)
+    for name in ("tfbind8", "motifs", "csv", "npy", "callable"):
         assert f"'{name}'" in str(caught.value)
 
 

@@ -81,12 +81,12 @@ def behaviour_tables(policy: Policy, temperature: float, epsilon: float) -> list
 
 
 def recomputed_log_probs(policy: Policy, batch: TrajectoryBatch, temperature: float, epsilon: float) -> np.ndarray:
-    """log-prob of the intended actions, prefix by prefix."""
-    tables, result = behaviour_tables(policy, temperature, epsilon), np.zeros(len(batch))
+    """log-prob of each intended action, prefix by prefix; 0 beyond the end."""
+    tables, result = behaviour_tables(policy, temperature, epsilon), np.zeros(batch.tokens.shape)
     for i in range(len(batch)):
         prefix = 0
         for step in range(batch.num_steps[i]):
-            result[i] += np.log(tables[step][prefix, batch.actions[i, step]])
+            result[i, step] = np.log(tables[step][prefix, batch.actions[i, step]])
             prefix = prefix * policy.space.num_tokens + int(batch.tokens[i, step])
     return result
 

@@ -28,7 +28,7 @@ def test_empty_batch_has_the_documented_shapes_and_types():
         "actions": ((2, 5), "int16"),
         "num_steps": ((2,), "int16"),
         "scores": ((2,), "float32"),
-        "log_behaviour": ((2,), "float32"),
+        "log_behaviour": ((2, 5), "float32"),
         "policy_version": ((2,), "int64"),
         "seed": ((2,), "int64"),
     }

@@ -61,7 +61,7 @@ def test_another_oracle_discards_the_keys_of_the_old_one():
         ("environment.alphabet", "A>", r"environment\.alphabet.*not allowed"),
         ("oracle.name", "magic", r"oracle\.name: got 'magic'; allowed: 'tfbind8', 'csv'"),
         ("oracle.color", "red", r"oracle\.color: unknown key; allowed: name, factor"),
-        ("objective.name", "ppo", r"objective\.name: got 'ppo'.*sgfn_db"),
+        ("objective.name", "reinforce", r"objective\.name: got 'reinforce'.*sgfn_db"),
         ("network.kmer_sizes", "[1]", r"network\.kmer_sizes"),
         ("run.name", "../up", r"run\.name: got '\.\./up'"),
         ("run.address", "ray://host:1", r"ray:// is not supported"),

@@ -54,10 +54,10 @@ class Case(NamedTuple):
 
     def sgfn(self, log_pb: Tensor) -> Tensor:
         log_pf, log_dynamics = self.taken(self.log_policy), self.taken(self.log_dynamics)
-        return balance.sgfn_db_residuals(self.log_flow, log_pf, log_dynamics, log_pb, self.mask)
+        return balance.db_residuals(self.log_flow, log_pf + log_dynamics - log_pb, self.mask)
 
     def gfn(self) -> Tensor:
-        return balance.gfn_db_residuals(self.log_flow, self.taken(self.log_policy), self.mask)
+        return balance.db_residuals(self.log_flow, self.taken(self.log_policy), self.mask)
 
     def posterior(self) -> Tensor:
         return balance.posterior_log_pb(self.log_policy, self.log_dynamics, self.actions)

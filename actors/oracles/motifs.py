@@ -1,0 +1,233 @@
+"""Sites of transcription factors in DNA of any length, by the matrices of JASPAR 2026 (CORE names, any matrix id).
+
+    affinity_m(x) = max(0, τ log Σ exp(log-odds of a site / τ)) / (log-odds of the consensus),  over starts and strands
+    score(x) = max(0, mean affinity of motifs - repressor_weight · mean affinity of repressors
+                      - gc_weight · (GC(x) - gc_target)²)
+
+One perfect site gives an affinity of 1 (a palindromic one τ log 2 nats more: it counts on both strands), more sites more.
+The matrices and their names come with the PyPI package pyjaspar; nothing is downloaded.
+Shapes: B sequences, T positions, M motifs, w positions of a motif, W those of the widest one.
+"""
+
+import difflib
+from collections.abc import Sequence
+from contextlib import closing
+from sqlite3 import Connection
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from torch.nn import functional
+
+from actors.environments.sequence import SequenceEnvironment
+from actors.oracles.base import OracleDataError
+from learner.configs import StrictConfig
+
+RELEASE = "JASPAR2026"
+LETTERS = "ACGT"
+PSEUDOCOUNT = 0.8
+"""What Nishida et al. (2009, Nucleic Acids Research 37:939) recommend for practical use."""
+CHUNK_BYTES = 16 << 20
+"""Most memory that scoring takes for its intermediate results."""
+_SELECT_ENTRIES = """
+    SELECT BASE_ID, VERSION, NAME, COLLECTION, VAL FROM MATRIX
+    LEFT JOIN MATRIX_ANNOTATION ON MATRIX_ANNOTATION.ID = MATRIX.ID AND TAG = 'tax_group' ORDER BY BASE_ID, VERSION
+"""
+
+
+class MotifsConfig(StrictConfig):
+    """Binding sites of transcription factors, by JASPAR motifs."""
+
+    name: Literal["motifs"]
+    """Kind of oracle."""
+    motifs: tuple[str, ...] = Field(min_length=1)
+    """JASPAR matrix ids (MA0139.2; MA0139: its latest version) or names (SPI1); sites of each raise the score."""
+    repressors: tuple[str, ...] = ()
+    """Ids or names of motifs whose sites lower the score."""
+    repressor_weight: float = Field(1.0, ge=0)
+    """Factor of the repressors' mean affinity."""
+    gc_target: float | None = Field(None, ge=0, le=1)
+    """Share of G and C at which nothing is deducted; null: any share will do."""
+    gc_weight: float = Field(1.0, ge=0)
+    """Factor of the squared distance from `gc_target`; no effect without one."""
+    softness: float = Field(1.0, ge=0.01, le=100)
+    """τ of the sum over sites, in nats; 1: sites add up as in binding equilibrium; near 0: the best one counts alone;
+    larger: weak ones count too, so that every affinity is higher."""
+    pseudocount: float = Field(PSEUDOCOUNT, ge=1e-6, le=1e6)
+    """Added to the counts of each motif position, a quarter to each letter; larger: rare letters cost less."""
+
+    @field_validator("motifs", "repressors")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len({motif.casefold() for motif in value}) < len(value):
+            raise ValueError("each motif may be listed once")
+        return value
+
+
+class Motif(NamedTuple):
+    """A matrix of JASPAR."""
+
+    matrix_id: str
+    """With its version, such as MA0139.2."""
+    name: str
+    """Name of the transcription factor."""
+    log_odds: np.ndarray
+    """float64 [w, 4] (A C G T): log of a letter's probability over 1/4, in nats."""
+
+
+class _Entry(NamedTuple):
+    base_id: str
+    version: int
+    name: str
+    collection: str
+    group: str
+
+    @property
+    def matrix_id(self) -> str:
+        return f"{self.base_id}.{self.version}"
+
+
+def motif_matrices(
+    names: Sequence[str], *, pseudocount: float = PSEUDOCOUNT, origin: str = "oracle.motifs"
+) -> list[Motif]:
+    """The matrices of JASPAR ids or names, upper or lower case alike.
+
+    A name stands for the latest versions of the CORE collection. Of several with this name those of vertebrates are
+    preferred, and of them the lowest id, which names the main profile, not a variant or dimer; a name that only other
+    groups share is ambiguous.
+    Raises OracleDataError naming `origin` for an unknown id, and for an unknown or ambiguous name.
+    """
+    import pyjaspar  # here, because with Biopython it takes a while and only this oracle needs it
+
+    database = pyjaspar.jaspardb(release=RELEASE)
+    with closing(database.conn) as connection:
+        entries = _entries(connection)
+        found = [_resolve(name, entries, origin) for name in names]
+        counts = [database.fetch_motif_by_id(entry.matrix_id).counts for entry in found]
+    return [
+        Motif(entry.matrix_id, entry.name, _log_odds(np.array([rows[letter] for letter in LETTERS]).T, pseudocount))
+        for entry, rows in zip(found, counts, strict=True)
+    ]
+
+
+def _entries(connection: Connection) -> list[_Entry]:
+    """Every matrix (without its counts), versions ascending."""
+    return [_Entry(*row) for row in connection.execute(_SELECT_ENTRIES)]
+
+
+def _log_odds(counts: np.ndarray, pseudocount: float) -> np.ndarray:
+    """float64 [w, 4] of `counts` float [w, 4], against a uniform background."""
+    probabilities = (counts + pseudocount / 4) / (counts.sum(1, keepdims=True) + pseudocount)
+    return np.log(4 * probabilities)
+
+
+def _resolve(asked: str, entries: list[_Entry], origin: str) -> _Entry:
+    latest = {entry.base_id: entry for entry in entries}
+    by_id = latest | {entry.matrix_id: entry for entry in entries}
+    if asked.upper() in by_id:
+        return by_id[asked.upper()]
+    core = [entry for entry in latest.values() if entry.collection == "CORE"]
+    named = [entry for entry in core if entry.name.casefold() == asked.casefold()]
+    named = [entry for entry in named if entry.group == "vertebrates"] or named
+    if not named:
+        known = {key.casefold(): key for key in [*by_id, *(entry.name for entry in core)]}
+        close = [known[key] for key in difflib.get_close_matches(asked.casefold(), known, n=5)]
+        alike = f"; similar: {', '.join(close)}" if close else ""
+        raise OracleDataError(
+            f"{origin}: got {asked!r}; allowed: a matrix id of {RELEASE} or a name of its CORE collection{alike}"
+        )
+    if len({entry.group for entry in named}) > 1:
+        choices = ", ".join(f"{entry.matrix_id} ({entry.group})" for entry in named)
+        raise OracleDataError(f"{origin}: the name {asked!r} is ambiguous; allowed: an id, one of {choices}")
+    return min(named)
+
+
+class MotifsOracle:
+    """Scores by the sites of motifs."""
+
+    enumerable = True
+    reference: np.ndarray | None = None
+
+    def __init__(self, config: MotifsConfig, environment: SequenceEnvironment):
+        """Reads the matrices; raises OracleDataError for unknown or repeated motifs and those that do not fit."""
+        alphabet = environment.config.alphabet
+        if sorted(alphabet) != list(LETTERS):
+            raise OracleDataError(
+                f"oracle.name motifs needs an environment.alphabet of the letters {LETTERS} in any order, got {alphabet!r}"
+            )
+        self._config = config
+        wanted = motif_matrices(config.motifs, pseudocount=config.pseudocount)
+        unwanted = motif_matrices(config.repressors, pseudocount=config.pseudocount, origin="oracle.repressors")
+        self.motifs = [*wanted, *unwanted]
+        """Those that raise the score, then the repressors."""
+        _check(self.motifs, [*config.motifs, *config.repressors], environment.space.max_length)
+        self._widths = torch.tensor([len(motif.log_odds) for motif in self.motifs])
+        self._scale = torch.tensor([config.softness / motif.log_odds.max(1).sum() for motif in self.motifs]).float()
+        self._filters = _filters(self.motifs, alphabet) / config.softness
+        self._strong = [alphabet.index(letter) for letter in "GC"]
+
+    def score(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Scores float32 [B] of `tokens` int [B, T] with `lengths` int [B]; all are finite and >= 0."""
+        config = self._config
+        affinities = self.affinities(tokens, lengths).astype(np.float64)
+        num_wanted = len(config.motifs)
+        scores = affinities[:, :num_wanted].mean(1)
+        if config.repressors:
+            scores -= config.repressor_weight * affinities[:, num_wanted:].mean(1)
+        if config.gc_target is not None:
+            inside = np.arange(tokens.shape[1]) < lengths[:, None]
+            share = (np.isin(tokens, self._strong) & inside).sum(1) / np.maximum(lengths, 1)
+            scores -= config.gc_weight * (share - config.gc_target) ** 2
+        return np.maximum(scores, 0).astype(np.float32)
+
+    @torch.no_grad()
+    def affinities(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """float32 [B, M] of the `motifs` in `tokens` int [B, T] with `lengths` int [B]; 0 where a motif has no room."""
+        num_motifs, widest = len(self.motifs), self._filters.shape[2]
+        positions = tokens.shape[1] + widest - 1
+        chunk = max(1, CHUNK_BYTES // (positions * (4 * 5 + num_motifs * 20)))  # letters; two floats a strand and site
+        affinities = np.empty((len(tokens), num_motifs), dtype=np.float32)
+        for start in range(0, len(tokens), chunk):
+            rows = slice(start, start + chunk)
+            affinities[rows] = self._affinities(torch.tensor(tokens[rows]), torch.tensor(lengths[rows])).numpy()
+        return affinities
+
+    def _affinities(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """float32 [b, M] of one chunk: a site may start anywhere, those that reach over the end are left out."""
+        padded = functional.pad(tokens, (0, self._filters.shape[2] - 1), value=-1)
+        letters = (padded[:, None, :] == torch.arange(len(LETTERS))[:, None]).float()
+        sites = functional.conv1d(letters, self._filters).unflatten(1, (-1, 2))  # [b, M, strand, T]
+        last_start = lengths.long()[:, None] - self._widths
+        sites.masked_fill_((torch.arange(tokens.shape[1]) > last_start[:, :, None])[:, :, None], -torch.inf)
+        return sites.flatten(2).logsumexp(2).clamp_min(0) * self._scale
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def _check(motifs: list[Motif], asked: list[str], max_length: int) -> None:
+    seen: dict[str, str] = {}
+    for motif, name in zip(motifs, asked, strict=True):
+        shown = f"{motif.matrix_id} ({motif.name})"
+        if motif.matrix_id in seen:
+            raise OracleDataError(
+                f"oracle.motifs and oracle.repressors: {seen[motif.matrix_id]!r} and {name!r} are both {shown}; "
+                "each motif may be listed once"
+            )
+        seen[motif.matrix_id] = name
+        width = len(motif.log_odds)
+        if width > max_length:
+            raise OracleDataError(
+                f"oracle.name motifs: {shown} is {width} wide; allowed: up to environment.length {max_length}"
+            )
+
+
+def _filters(motifs: list[Motif], alphabet: str) -> torch.Tensor:
+    """float32 [2M, 4, W]: both strands of each motif, letters as in `alphabet`, zeros right of narrower motifs."""
+    columns = [LETTERS.index(letter) for letter in alphabet]
+    filters = torch.zeros(len(motifs), 2, len(LETTERS), max(len(motif.log_odds) for motif in motifs))
+    for row, motif in zip(filters, motifs, strict=True):
+        for strand, log_odds in zip(row, (motif.log_odds, motif.log_odds[::-1, ::-1]), strict=True):
+            strand[:, : len(log_odds)] = torch.tensor(log_odds[:, columns].T)
+    return filters.flatten(0, 1)

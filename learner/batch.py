@@ -1,0 +1,69 @@
+"""A batch of trajectories as the learner holds it. Shapes: B batch, T steps, A actions, N distinct prefixes."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learner.networks.prefixes import index_prefixes, join_symbols, num_symbols
+from learner.objectives.balance import step_mask
+
+
+class Trajectories(Protocol):
+    """The arrays of a trajectory batch that the learner reads."""
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """int [B, T]: realised."""
+
+    @property
+    def actions(self) -> np.ndarray:
+        """int [B, T]: intended."""
+
+    @property
+    def num_steps(self) -> np.ndarray:
+        """int [B]."""
+
+    @property
+    def scores(self) -> np.ndarray:
+        """float [B]: raw scores."""
+
+    @property
+    def log_behaviour(self) -> np.ndarray:
+        """float [B, T]: log-prob of each intended action when it was drawn; NaN: not known."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice) -> "Trajectories": ...
+
+
+class TensorBatch:
+    """Trajectories on the learner's device, with the index of their distinct prefixes.
+
+    With `thought_context`, prefixes are told apart by their intended tokens too.
+    """
+
+    def __init__(
+        self, batch: Trajectories, num_actions: int, device: torch.device, *, finished: bool, thought_context: bool
+    ):
+        pairs = join_symbols(batch.tokens, batch.actions, num_actions, thought_context)
+        size = num_symbols(num_actions, thought_context)
+        index = index_prefixes(pairs, batch.num_steps, size, finished=finished)
+        self.rows = torch.from_numpy(index.rows).to(device)
+        self.inverse = torch.from_numpy(index.inverse).to(device)
+        self.tokens = torch.from_numpy(batch.tokens.astype(np.int64)).to(device)
+        self.actions = torch.from_numpy(batch.actions.astype(np.int64)).to(device)
+        self.num_steps = torch.from_numpy(batch.num_steps.astype(np.int64)).to(device)
+        self.scores = torch.from_numpy(np.array(batch.scores, dtype=np.float32)).to(device)
+        self.log_behaviour = torch.from_numpy(np.array(batch.log_behaviour, dtype=np.float32)).to(device)
+        self.mask = step_mask(self.num_steps, self.tokens.shape[1])
+        self._pairs = torch.from_numpy(pairs).to(device)
+
+    def symbols(self, thought_context: bool) -> Tensor:
+        """What a network with or without a thought context reads, int64 [B, T]."""
+        return self._pairs if thought_context else self.tokens
+
+    def of_prefixes(self, values: Tensor) -> Tensor:
+        """From values [N, ...] of distinct prefixes to [B, T+1, ...] of all."""
+        return values[self.inverse]

@@ -1,0 +1,213 @@
+"""A causal transformer over prefixes, with a cache of keys and values for rollouts and an optional thought context.
+
+Vaswani et al. 2017 (arXiv 1706.03762) with pre-norm blocks (Xiong et al. 2020, 2002.04745) and learned positions.
+The thought context is a second stream over the *intended* tokens, shifted like the first: at step t it has seen
+a_0..a_{t-1}; its last layer is concatenated to that of the realised tokens.
+
+Shapes: B batch, T steps, N prefixes, A actions, H hidden, O outputs, L layers, heads x D = H, t depth.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from learner.configs import StrictConfig
+from learner.networks.prefixes import PrefixNetwork
+from learner.space import SequenceSpace
+
+
+class TransformerConfig(StrictConfig):
+    """Size of a prefix transformer."""
+
+    name: Literal["transformer"]
+    """Kind of network."""
+    hidden_size: int = Field(128, ge=1, le=65536)
+    """Width of the residual stream."""
+    num_layers: int = Field(2, ge=1, le=64)
+    """Blocks of attention and feed-forward."""
+    num_heads: int = Field(4, ge=1, le=1024)
+    """Attention heads; a divisor of hidden_size."""
+    thought_context: bool = False
+    """Also read the intended tokens, through a stream of their own."""
+    num_thought_layers: int = Field(1, ge=1, le=64)
+    """Blocks of that stream."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "TransformerConfig":
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
+        return self
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """A stream at N prefixes of one depth t."""
+
+    hidden: Tensor
+    """float [N, H]: last layer at the newest position."""
+    caches: tuple[Tensor, ...]
+    """L tensors float [2, N, heads, t+1, D]: keys and values so far."""
+
+    def select(self, rows: slice | Tensor) -> "StreamState":
+        """Some of the prefixes."""
+        return StreamState(self.hidden[rows], tuple(cache[:, rows] for cache in self.caches))
+
+
+@dataclass(frozen=True)
+class TransformerState:
+    """N prefixes of one depth, as each stream sees them."""
+
+    streams: tuple[StreamState, ...]
+    depth: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the state lives."""
+        return self.streams[0].hidden.device
+
+    def __len__(self) -> int:
+        return len(self.streams[0].hidden)
+
+    def select(self, rows: slice) -> "TransformerState":
+        """Some of the prefixes."""
+        return TransformerState(tuple(stream.select(rows) for stream in self.streams), self.depth)
+
+
+class Block(nn.Module):
+    """Pre-norm causal self-attention and feed-forward."""
+
+    def __init__(self, hidden: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.qkv, self.project = nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden)
+        self.feed_forward = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.GELU(), nn.Linear(4 * hidden, hidden))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """Queries, keys and values [3, B, heads, t, D] of x [B, t, H]."""
+        batch, steps, _ = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(batch, steps, 3, self.num_heads, -1)
+        return qkv.permute(2, 0, 3, 1, 4)
+
+    def _residual(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.project(attended.transpose(1, 2).flatten(2))
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, t, H] -> [B, t, H]."""
+        queries, keys, values = self._heads(x)
+        return self._residual(x, functional.scaled_dot_product_attention(queries, keys, values, is_causal=True))
+
+    def step(self, x: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The newest position x [N, 1, H] after those in `cache`; returns [N, 1, H] and the cache with it."""
+        heads = self._heads(x)
+        cache = heads[1:] if cache is None else torch.cat([cache, heads[1:]], -2)
+        return self._residual(x, functional.scaled_dot_product_attention(heads[0], cache[0], cache[1])), cache
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Attention weights [B, heads, t, t]; each row is what one position reads of those up to itself."""
+        queries, keys, _ = self._heads(x)
+        scores = queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+        return scores.masked_fill(future, -torch.inf).softmax(-1)
+
+
+class CausalStream(nn.Module):
+    """Embedding, blocks and final norm over one string of tokens; position t stands for the prefix of length t."""
+
+    def __init__(self, num_tokens: int, max_length: int, hidden: int, num_heads: int, num_layers: int):
+        super().__init__()
+        self.beginning = num_tokens
+        self.embedding = nn.Parameter(torch.randn(num_tokens + 1, hidden) * 0.5)
+        self.positions = nn.Parameter(torch.randn(max_length + 1, hidden) * 0.5)
+        self.blocks = nn.ModuleList(Block(hidden, num_heads) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(hidden)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        padded = functional.pad(tokens, (1, 0), value=self.beginning)
+        return self.embedding[padded] + self.positions[: padded.shape[1]]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, T+1, H] of all prefixes of `tokens` int64 [B, T]."""
+        x = self._embed(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def start(self) -> StreamState:
+        """The root."""
+        return self._step(self.embedding[self.beginning : self.beginning + 1] + self.positions[:1], None)
+
+    def extend(self, state: StreamState, parents: Tensor, tokens: Tensor, depth: int) -> StreamState:
+        """The prefixes `parents` [N'] of `state` followed by `tokens` [N'], which makes `depth` tokens."""
+        caches = tuple(cache.index_select(1, parents) for cache in state.caches)
+        return self._step(self.embedding[tokens] + self.positions[depth], caches)
+
+    def _step(self, x: Tensor, caches: tuple[Tensor, ...] | None) -> StreamState:
+        x, grown = x[:, None], []
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            x, cache = block.step(x, None if caches is None else caches[number])
+            grown.append(cache)
+        return StreamState(self.norm(x)[:, 0], tuple(grown))
+
+    def attention(self, tokens: Tensor) -> Tensor:
+        """Attention weights [L, B, heads, T+1, T+1]."""
+        x, weights = self._embed(tokens), []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            weights.append(block.attention(x))
+            x = block(x)
+        return torch.stack(weights)
+
+
+class PrefixTransformer(PrefixNetwork):
+    """Outputs [.., O] for prefixes of sequences in `space`; the last layer starts at zero."""
+
+    def __init__(self, space: SequenceSpace, num_outputs: int, config: TransformerConfig):
+        super().__init__()
+        self.thought_context, self.num_actions = config.thought_context, space.num_actions
+        depths = [config.num_layers, config.num_thought_layers][: 1 + config.thought_context]
+        size = (space.num_actions, space.max_length, config.hidden_size, config.num_heads)
+        self.streams = nn.ModuleList(CausalStream(*size, depth) for depth in depths)
+        self.head = nn.Linear(config.hidden_size * len(depths), num_outputs)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, symbols: Tensor, rows: Tensor) -> Tensor:
+        """Outputs [N, O] of the prefixes at flat positions `rows` int64 [N] (b*(T+1) + t) of `symbols` int64 [B, T]."""
+        hidden = [stream(tokens) for stream, tokens in self._strings(symbols)]
+        return self.head(torch.cat([x.flatten(0, 1).index_select(0, rows) for x in hidden], -1))
+
+    def start(self) -> TransformerState:
+        """The root."""
+        return TransformerState(tuple(self._stream(i).start() for i in range(len(self.streams))), 0)
+
+    def extend(self, state: TransformerState, parents: Tensor, symbols: Tensor) -> TransformerState:
+        """The prefixes `parents[i]` int64 [N'] followed by `symbols[i]` int64 [N']."""
+        pairs = zip(self._strings(symbols), state.streams, strict=True)
+        streams = tuple(stream.extend(old, parents, tokens, state.depth + 1) for (stream, tokens), old in pairs)
+        return TransformerState(streams, state.depth + 1)
+
+    def outputs(self, state: TransformerState) -> Tensor:
+        """[N, O]; equal to `forward` on the same prefixes."""
+        return self.head(torch.cat([stream.hidden for stream in state.streams], -1))
+
+    def attention(self, symbols: Tensor) -> list[Tensor]:
+        """Attention weights [L, B, heads, T+1, T+1] of each stream; position 0 is the beginning, t the t-th token."""
+        return [stream.attention(tokens) for stream, tokens in self._strings(symbols)]
+
+    def _stream(self, number: int) -> CausalStream:
+        stream = self.streams[number]
+        assert isinstance(stream, CausalStream)
+        return stream
+
+    def _strings(self, symbols: Tensor) -> list[tuple[CausalStream, Tensor]]:
+        """Each stream with what it reads of `symbols`."""
+        if not self.thought_context:
+            return [(self._stream(0), symbols)]
+        return [(self._stream(0), symbols // self.num_actions), (self._stream(1), symbols % self.num_actions)]

@@ -1,0 +1,102 @@
+"""Distances of a sampler to its target from samples whose probability is known, for spaces too large to enumerate.
+
+The log-weight of a sample, log R(x) - log p_θ(x), gives unbiased Z (its mean weight) and, self-normalised, consistent
+estimates of everything else; no histogram is involved. Intervals are percentile bootstraps (Efron 1979). Where the policy
+reads its own earlier intentions, p_θ is that of the sequence given them, and the distances are those of the joint laws:
+upper bounds. Shapes: n samples, T steps, A actions.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from learner.batch import TensorBatch, Trajectories
+from learner.policy import Policy
+
+CHUNK = 256
+NUM_RESAMPLES = 400
+CONFIDENCE = 0.95
+
+
+@torch.no_grad()
+def log_probabilities(policy: Policy, trajectories: Trajectories, kernel: np.ndarray) -> np.ndarray:
+    """log p_θ(x) = Σ_t log Σ_a π(a|s_t) K_t(x_t|a) of each trajectory, float64 [n]; `kernel` [T, A, A] is the true one."""
+    log_kernel, parts = torch.from_numpy(np.log(np.maximum(kernel, 1e-300))), []
+    for start in range(0, len(trajectories), CHUNK):
+        batch = TensorBatch(
+            trajectories[start : start + CHUNK], policy.space.num_actions, torch.device("cpu"),
+            finished=False, thought_context=policy.thought_context,
+        )  # fmt: skip
+        log_policy = policy(batch.symbols(policy.thought_context), batch.rows).log_policy.double()
+        outcomes = log_kernel.transpose(1, 2)[torch.arange(len(kernel)), batch.tokens]
+        log_outcome = (batch.of_prefixes(log_policy)[:, :-1] + outcomes).logsumexp(-1)
+        parts.append(torch.where(batch.mask, log_outcome, 0.0).sum(1).numpy())
+    return np.concatenate(parts)
+
+
+def importance_metrics(
+    log_probabilities: np.ndarray, log_rewards: np.ndarray, scores: np.ndarray, rng: np.random.Generator
+) -> dict[str, float]:
+    """Estimates of the distances to p* ∝ R from n samples of p_θ, each with the ends of a 95% interval (`_low`, `_high`).
+
+    `effective_sample_fraction` = (Σw)²/(nΣw²): where it is small, the target lies where no sample did, and the estimates
+    are too favourable. All three arrays are float [n].
+    """
+    log_weights = np.asarray(log_rewards, dtype=np.float64) - log_probabilities
+    top = log_weights.max()
+    weights = np.exp(log_weights - top)
+
+    def total_variation(rows: np.ndarray) -> np.ndarray:
+        chosen = weights[rows]
+        return 0.5 * np.abs(chosen / chosen.mean(-1, keepdims=True) - 1).mean(-1)
+
+    def reverse_kl(rows: np.ndarray) -> np.ndarray:
+        return np.log(weights[rows].mean(-1)) + top - log_weights[rows].mean(-1)
+
+    def log_z(rows: np.ndarray) -> np.ndarray:
+        return np.log(weights[rows].mean(-1)) + top
+
+    def target_mean_score(rows: np.ndarray) -> np.ndarray:
+        return (weights[rows] * scores[rows]).sum(-1) / weights[rows].sum(-1)
+
+    estimates: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "sampled_tv": total_variation,
+        "sampled_reverse_kl": reverse_kl,
+        "log_z_estimate": log_z,
+        "target_mean_score_estimate": target_mean_score,
+    }
+    count = len(weights)
+    resamples = rng.integers(count, size=(NUM_RESAMPLES, count))
+    tail = (1 - CONFIDENCE) / 2
+    metrics = {"effective_sample_fraction": float(weights.sum() ** 2 / (count * (weights**2).sum()))}
+    for name, estimate in estimates.items():
+        low, high = np.quantile(estimate(resamples), [tail, 1 - tail])
+        metrics |= {name: float(estimate(np.arange(count))), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return metrics
+
+
+def normalised_weights(log_probabilities: np.ndarray, log_rewards: np.ndarray) -> np.ndarray:
+    """Self-normalised importance weights float64 [n], summing to one: under them samples count as the target's."""
+    log_weights = np.asarray(log_rewards, dtype=np.float64) - log_probabilities
+    weights = np.exp(log_weights - log_weights.max())
+    return weights / weights.sum()
+
+
+def kmer_frequencies(
+    tokens: np.ndarray, lengths: np.ndarray, weights: np.ndarray, num_tokens: int, k: int
+) -> np.ndarray:
+    """Expected share of each k-mer among all of a sequence, float64 [V^k]; `weights` float [n] sum to one.
+
+    `tokens` int [n, T] and `lengths` int [n]; sequences shorter than k count for nothing.
+    """
+    count, steps = tokens.shape
+    if steps < k:
+        return np.zeros(num_tokens**k)
+    codes = np.zeros((count, steps - k + 1), dtype=np.int64)
+    for offset in range(k):
+        codes = codes * num_tokens + tokens[:, offset : steps - k + 1 + offset]
+    inside = np.arange(steps - k + 1) + k <= lengths[:, None]
+    shares = np.where(inside, (weights / np.maximum(inside.sum(1), 1))[:, None], 0.0)
+    totals = np.bincount(codes[inside], shares[inside], minlength=num_tokens**k)
+    return totals / max(totals.sum(), 1e-300)
