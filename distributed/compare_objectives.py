@@ -101,8 +101,12 @@ def _compute_all(todo: list[Cell], comparison: ComparisonConfig, path: Path, res
             with open(path, "a") as file:
                 file.write(json.dumps(result) + "\n")
             logger.info("%s, noise %g, seed %d: %s", *cell[:3], _shown(result))
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
     return failed
 
 
@@ -134,6 +138,8 @@ def _print(rows: list[Summary], comparison: ComparisonConfig, folder: Path) -> N
             cells.append(f"{shown[0]} ({shown[1]}–{shown[2]})" if name in ("exact_tv", "excess_kl") else shown[0])
         table.add_row(*cells)
     console = Console()
+    if not console.is_terminal:
+        console.width = 120
     console.print(table)
     console.print(f"{folder}/results.jsonl, table.csv, table.png", soft_wrap=True)
 

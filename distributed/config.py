@@ -109,6 +109,12 @@ class ExperimentConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> "ExperimentConfig":
+        chosen_by_score = self.replay.replay_share > 0 and self.replay.priority_exponent > 0
+        if self.dynamics.mode == "on_policy" and chosen_by_score and self.objective.uses_dynamics:
+            raise ValueError(
+                "dynamics.mode: on_policy goes with replay.priority_exponent: 0; outcomes chosen by their score would bias "
+                "the dynamics model"
+            )
         if self.run.backend == "serial" and self.run.address is not None:
             raise ValueError("run.address goes with run.backend: ray")
         if self.run.address is not None and self.run.address.startswith("ray://"):

@@ -47,8 +47,8 @@ class Evaluator:
     def __init__(self, config: ExperimentConfig, environment: SequenceEnvironment, oracle: Oracle):
         """Raises ConfigError if an exact evaluation is asked for that cannot be had."""
         self.config, self.environment, self.oracle = config, environment, oracle
-        self._policy = make_policy(config, environment)
-        self._policy_weights = FlatParameters(self._policy)
+        self.policy = make_policy(config, environment)
+        self._policy_weights = FlatParameters(self.policy)
         self._dynamics = DynamicsModel(environment.space, config.dynamics.network)
         self._dynamics_weights = FlatParameters(self._dynamics)
         self._has_dynamics = config.objective.uses_dynamics
@@ -58,7 +58,7 @@ class Evaluator:
 
     def _exact_wanted(self) -> bool:
         evaluation, size = self.config.evaluation, self.environment.space.num_sequences
-        if self._policy.thought_context:
+        if self.policy.thought_context:
             if evaluation.exact == "always":
                 raise ConfigError(
                     "evaluation.exact: got 'always', but with network.thought_context the law depends on all strings of "
@@ -100,7 +100,7 @@ class Evaluator:
         """Distances of the exact law to the target; see the metrics glossary in the README."""
         self.load(weights)
         space, kernel, target = self.environment.space, self.environment.kernel, self._target
-        policies = exact.policy_tables(self._policy)
+        policies = exact.policy_tables(self.policy)
         law, reach = exact.realised_law(space, policies, kernel)
         metrics = self.distances(law) | {"log_z_error": self._log_z() - target.log_z}
         if self._has_dynamics and not self._dynamics.thought_context:
@@ -123,7 +123,7 @@ class Evaluator:
 
     @torch.no_grad()
     def _log_z(self) -> float:
-        return float(self._policy.at(self._policy.start()).log_flow)
+        return float(self.policy.at(self.policy.start()).log_flow)
 
     def _dynamics_metrics(self, policies: list[np.ndarray], reach: list[np.ndarray]) -> dict[str, float]:
         kernel = self.environment.kernel
@@ -139,7 +139,7 @@ class Evaluator:
         """`count` scored trajectories of the averaged policy, with the environment's noise or without."""
         self.load(weights)
         process = self.environment.noise if noise else self.environment.intact
-        batch = draw_trajectories(self._policy, self.environment, process, count, np.random.default_rng(seed))
+        batch = draw_trajectories(self.policy, self.environment, process, count, np.random.default_rng(seed))
         batch.scores[:] = self.oracle.score(batch.tokens, self.environment.lengths(batch.tokens, batch.num_steps))
         return batch
 
@@ -154,7 +154,7 @@ class Evaluator:
         if self.is_exact:
             return metrics, EvaluatedSamples(samples, None)
         rewards = log_reward(torch.from_numpy(samples.scores), self.config.reward).numpy()
-        log_probabilities = sampled.log_probabilities(self._policy, samples, self.environment.kernel)
+        log_probabilities = sampled.log_probabilities(self.policy, samples, self.environment.kernel)
         metrics |= sampled.importance_metrics(
             log_probabilities, rewards, samples.scores, np.random.default_rng(derive_seed(seed, "bootstrap"))
         )

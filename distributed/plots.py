@@ -115,3 +115,20 @@ def comparison_plot(rows: Sequence[Summary], path: Path) -> None:
     handles, labels = figure.axes[2].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=9)
     figure.savefig(path, dpi=110)
+
+
+def attention_maps(maps: Sequence[np.ndarray], texts: Sequence[str], path: Path) -> None:
+    """Heat maps of attention weights [layers, heads, t+1, t+1] of each stream, which reads `texts[stream]`."""
+    rows = [(stream, layer) for stream, weights in enumerate(maps) for layer in range(len(weights))]
+    num_heads, side = maps[0].shape[1], min(8.0, max(2.2, 0.16 * maps[0].shape[-1]))
+    figure = Figure(figsize=(side * num_heads + 1, side * len(rows) + 0.5), layout="constrained")
+    grid = figure.subplots(len(rows), num_heads, squeeze=False)
+    for axes_row, (stream, layer) in zip(grid, rows, strict=True):
+        labels = ["^", *texts[stream]]
+        for head, axes in enumerate(axes_row):
+            image = axes.imshow(maps[stream][layer, head], vmin=0, vmax=1, cmap="magma")
+            axes.set_title(f"{('realised', 'intended')[stream]}, layer {layer + 1}, head {head + 1}", fontsize=8)
+            axes.set_xticks(range(len(labels)), labels, fontsize=6)
+            axes.set_yticks(range(len(labels)), labels, fontsize=6)
+    figure.colorbar(image, ax=grid, label="attention", shrink=0.6)
+    figure.savefig(path, dpi=110)

@@ -4,6 +4,7 @@ Shapes: B batch, T steps, A actions, N distinct prefixes.
 """
 
 import copy
+import math
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -25,13 +26,16 @@ from learner.rewards import RewardConfig, log_reward
 from learner.schedules import learning_rate_factor
 from learner.space import SequenceSpace
 
+ADAM_BETAS = (0.9, 0.99)
+"""A shorter memory of squared gradients than usual: embeddings of rare k-mers are seldom touched."""
+
 
 class LearnerConfig(StrictConfig):
     """How the learner takes its gradient steps."""
 
     batch_size: int = Field(256, ge=1, le=1_000_000)
     """Trajectories in a gradient step of the policy."""
-    learning_rate: float = Field(2e-3, gt=0, le=1)
+    learning_rate: float = Field(6e-3, gt=0, le=1)
     """Adam step size of policy and flows."""
     final_learning_rate: float = Field(0.02, gt=0, le=1)
     """Share of the step size that is left at the end of the run (cosine decay)."""
@@ -154,6 +158,9 @@ class GFlowNetLearner:
         return loss
 
     def _policy_step(self, batch: TensorBatch) -> dict[str, Tensor]:
+        if self.step == 0:  # the policy is uniform, so log Z is about the log of the number of sequences + log mean R
+            rewards = log_reward(batch.scores, self.reward, step=0)
+            self.policy.shift_log_flow(rewards.logsumexp(0) - math.log(len(rewards)))
         self.policy_weights.zero_grad()
         with self._autocast():
             outputs = self.policy(batch.symbols(self.policy.thought_context), batch.rows)
@@ -240,7 +247,7 @@ def _group(parameter: nn.Parameter, learning_rate: float) -> dict[str, Any]:
 
 
 def _adam(groups: list[dict[str, Any]]) -> torch.optim.Adam:
-    return torch.optim.Adam(groups, fused=True)
+    return torch.optim.Adam(groups, betas=ADAM_BETAS, fused=True)
 
 
 def _scale_learning_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:

@@ -72,6 +72,13 @@ class Policy(nn.Module):
         """Outputs of the prefixes at flat positions `rows` int64 [N] (b*(T+1) + t) of `symbols` int64 [B, T]."""
         return self._split(self.network(symbols, rows), rows % (self.space.max_length + 1))
 
+    @torch.no_grad()
+    def shift_log_flow(self, amount: Tensor) -> None:
+        """Add `amount` float [] to log F of every prefix."""
+        self.network.head.bias[self._sizes[0]] += amount
+        if self.log_z is not None:
+            self.log_z.add_(amount)
+
     def start(self) -> PrefixState:
         """The root, for one-step evaluation."""
         return self.network.start()

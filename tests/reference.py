@@ -140,9 +140,11 @@ def mlp_outputs(network: PrefixMLP, prefix: Sequence[int]) -> np.ndarray:
     """float64 [O]: the dense MLP on the flattened, masked one-hot prefix."""
     weights = {name: p.detach().cpu().double().numpy() for name, p in network.named_parameters()}
     x = one_hot_features(network, prefix) @ weights["embedding"][:-1] + weights["position_bias"][len(prefix)]
+    if "widen.weight" in weights:
+        x = weights["widen.weight"] @ x + weights["widen.bias"]
     x = np.maximum(x, 0)
     for layer in range(len(network.hidden)):
-        x = np.maximum(weights[f"hidden.{layer}.weight"] @ x + weights[f"hidden.{layer}.bias"], 0)
+        x = x + np.maximum(weights[f"hidden.{layer}.weight"] @ x + weights[f"hidden.{layer}.bias"], 0)
     return weights["head.weight"] @ x + weights["head.bias"]
 
 

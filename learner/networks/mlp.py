@@ -2,9 +2,9 @@
 
 The first layer of an MLP on a flattened one-hot prefix is a sum of one embedding a position, so all prefixes of a
 sequence cost one gather and one cumulative sum, and a rollout step adds one embedding. Position-specific embeddings of
-the k-mers that end at a position join the same sum.
+the k-mers that end at a position join the same sum. Further hidden layers are residual: x + relu(Wx + b).
 
-Shapes: B batch, T steps, N prefixes, A actions, H hidden, O outputs.
+Shapes: B batch, T steps, N prefixes, A actions, E embedding, H hidden, O outputs.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from learner.networks.prefixes import PrefixNetwork
 from learner.space import SequenceSpace
 
 MAX_EMBEDDINGS = 250_000
-MAX_AUTO_KMERS = 1024
+MAX_AUTO_KMERS = 4096
 
 
 class MLPConfig(StrictConfig):
@@ -31,9 +31,12 @@ class MLPConfig(StrictConfig):
     """Units a hidden layer."""
     num_layers: int = Field(3, ge=1, le=32)
     """Hidden layers, the embedding layer included."""
+    embedding_size: int | None = Field(32, ge=1, le=65536)
+    """Width of the embeddings, which a matrix maps to the first hidden layer; null: that of the layer, and no matrix. A
+    narrow one makes room for longer k-mers."""
     kmer_sizes: Literal["auto"] | tuple[Annotated[int, Field(ge=2, le=12)], ...] = "auto"
     """Lengths of the position-specific k-mer embeddings in the first layer; [] for none; auto: all k >= 2 with at most
-    1,024 different k-mers (2 to 5 for DNA) while the table stays below 250,000 rows. Those longer than the sequence are
+    4,096 different k-mers (2 to 6 for DNA) while the table stays below 250,000 rows. Those longer than the sequence are
     left out."""
 
 
@@ -42,7 +45,7 @@ class MLPState:
     """N prefixes of one depth, in the form that a rollout extends token by token."""
 
     running_sum: Tensor
-    """float [N, H]: sum of the embeddings so far."""
+    """float [N, E]: sum of the embeddings so far."""
     recent: Tensor
     """int64 [N, k_max - 1]: last tokens, newest last."""
     depth: int
@@ -75,10 +78,11 @@ class PrefixMLP(PrefixNetwork):
             )
         self.offsets = [sum(sizes[:i]) for i in range(len(sizes))]
         self.padding = sum(sizes)  # one row that stays zero: a k-mer that would start before the sequence
-        hidden = config.hidden_size
-        self.embedding = nn.Parameter(torch.zeros(self.padding + 1, hidden))
+        hidden, width = config.hidden_size, config.embedding_size or config.hidden_size
+        self.embedding = nn.Parameter(torch.zeros(self.padding + 1, width))
         nn.init.normal_(self.embedding.data[: sizes[0]], std=self.num_steps**-0.5)
-        self.position_bias = nn.Parameter(torch.randn(self.num_steps + 1, hidden) * 0.1)
+        self.widen = nn.Identity() if config.embedding_size is None else nn.Linear(width, hidden)
+        self.position_bias = nn.Parameter(torch.randn(self.num_steps + 1, width) * 0.1)
         self.hidden = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(config.num_layers - 1))
         self.head = nn.Linear(hidden, num_outputs)
         nn.init.zeros_(self.head.weight)
@@ -108,9 +112,9 @@ class PrefixMLP(PrefixNetwork):
         return self._dense(state.running_sum + self.position_bias[state.depth])
 
     def _dense(self, sums: Tensor) -> Tensor:
-        x = torch.relu(sums)
+        x = torch.relu(self.widen(sums))
         for layer in self.hidden:
-            x = torch.relu(layer(x))
+            x = x + torch.relu(layer(x))
         return self.head(x)
 
     def _embed(self, kmer_rows: Tensor) -> Tensor:

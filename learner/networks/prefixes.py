@@ -33,6 +33,8 @@ class PrefixNetwork(nn.Module, ABC):
     """Outputs [.., O] for prefixes; `thought_context` says whether the symbols are pairs (realised, intended)."""
 
     thought_context: bool = False
+    head: nn.Linear
+    """The last layer, which starts at zero."""
 
     @abstractmethod
     def forward(self, symbols: Tensor, rows: Tensor) -> Tensor:

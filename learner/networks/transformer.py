@@ -144,7 +144,8 @@ class CausalStream(nn.Module):
 
     def extend(self, state: StreamState, parents: Tensor, tokens: Tensor, depth: int) -> StreamState:
         """The prefixes `parents` [N'] of `state` followed by `tokens` [N'], which makes `depth` tokens."""
-        caches = tuple(cache.index_select(1, parents) for cache in state.caches)
+        kept = len(parents) == len(state.hidden) and bool((parents.diff() == 1).all())  # each prefix has one child
+        caches = state.caches if kept else tuple(cache.index_select(1, parents) for cache in state.caches)
         return self._step(self.embedding[tokens] + self.positions[depth], caches)
 
     def _step(self, x: Tensor, caches: tuple[Tensor, ...] | None) -> StreamState:

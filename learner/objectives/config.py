@@ -18,6 +18,8 @@ class ObjectiveConfig(StrictConfig):
     """sgfn_db: detailed balance with the learned dynamics; sgfn_marginal: the same with intentions summed out; sgfn_kl:
     sgfn_db with divergence and exploration terms; tb, subtb: trajectory and sub-trajectory balance; gfn_db: without
     dynamics (exact only if noise is 0). To compare with: soft_q and ppo, which seek reward, not proportion to it."""
+    dynamics: Literal["learned", "none"] = "learned"
+    """tb, subtb: none takes intended tokens for realised ones and trains no dynamics model (exact only if noise is 0)."""
     backward: Literal["posterior", "learned"] = "posterior"
     """P_B(a|s') by Bayes from policy and dynamics, or a softmax head limited to possible actions."""
     backward_support: float = Field(1e-3, gt=0, lt=1)
@@ -25,7 +27,7 @@ class ObjectiveConfig(StrictConfig):
     log_z_learning_rate: float | None = Field(None, gt=0, le=10)
     """Adam step size of log Z = log F(s_0) as a parameter of its own; null: 0.05 for tb, otherwise an output of the
     network."""
-    subtb_decay: float = Field(0.9, gt=0, le=100)
+    subtb_decay: float = Field(1.0, gt=0, le=100)
     """subtb: a sub-trajectory of n steps weighs decay^n; towards 0 detailed balance, towards infinity tb."""
     gamma: float = Field(0.5, gt=0, lt=1)
     """Share of the high entropy in the mixture that the entropy ratio divides by; the ratio is at most 1/gamma."""
@@ -51,6 +53,10 @@ class ObjectiveConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> "ObjectiveConfig":
+        if self.dynamics == "none" and self.name.startswith("sgfn"):
+            raise ValueError(
+                f"dynamics: none contradicts name: {self.name}; allowed with tb, subtb, gfn_db, soft_q, ppo"
+            )
         if self.weight("kl_weight") > 0 and self.kl == "posterior":
             if not self.uses_dynamics:
                 raise ValueError("kl: posterior needs an objective with dynamics: a posterior over intentions")
@@ -66,7 +72,7 @@ class ObjectiveConfig(StrictConfig):
     @property
     def uses_dynamics(self) -> bool:
         """Whether a dynamics model is trained."""
-        return self.name not in ("gfn_db", "soft_q", "ppo")
+        return self.dynamics == "learned" and self.name not in ("gfn_db", "soft_q", "ppo")
 
     @property
     def uses_backward_head(self) -> bool:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from distributed.cli import config_help
+from distributed.comparison import ComparisonConfig, make_cells
 from distributed.config import (
     DEFAULT_CONFIG,
     ConfigError,
@@ -14,7 +15,9 @@ from distributed.config import (
     apply_overrides,
     describe_fields,
     load_config,
+    read_yaml,
     validate,
+    validate_section,
 )
 from distributed.run import main
 
@@ -29,7 +32,12 @@ def test_every_config_in_the_repository_is_valid_and_says_what_it_is():
     files = sorted(DEFAULT_CONFIG.parent.glob("*.yaml"))
     assert files
     for file in files:
-        load_config(file)
+        values = read_yaml(file)
+        if "comparison" in values:
+            comparison = validate_section(ComparisonConfig, "comparison", values.pop("comparison"))
+            assert make_cells(values, comparison)
+        else:
+            load_config(file)
         header = [line for line in file.read_text().splitlines() if line.startswith("#")]
         assert len(header) >= 2, f"{file.name}: no header"
         assert re.search(r"minute|second", " ".join(header)), f"{file.name}: its header names no run time"

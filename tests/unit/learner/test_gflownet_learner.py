@@ -1,5 +1,7 @@
 """The learner: its losses against naive networks and loops, what trains what, and toys trained to their target."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,8 @@ from actors.environments.sequence import EnvironmentConfig, SequenceEnvironment
 from actors.rollout import draw_trajectories
 from actors.trajectories import TrajectoryBatch, concatenate
 from learner import exact
-from learner.gflownet import GFlowNetLearner, ObjectiveConfig
+from learner.gflownet import GFlowNetLearner
+from learner.objectives.config import ObjectiveConfig
 from learner.space import SequenceSpace
 from tests.reference import (
     draw_paths,
@@ -39,6 +42,23 @@ def dynamics_vector(learner: GFlowNetLearner) -> torch.Tensor:
     return learner.dynamics_weights.vector.detach().clone()
 
 
+@contextmanager
+def shifted(learner: GFlowNetLearner, log_rewards: np.ndarray) -> Iterator[None]:
+    """The flows as the first step makes them: by the log of the mean reward higher."""
+    shift = torch.tensor(np.log(np.exp(log_rewards).mean()), dtype=torch.float32)
+    learner.policy.shift_log_flow(shift)
+    yield
+    learner.policy.shift_log_flow(-shift)
+
+
+def test_the_first_step_sets_the_scale_of_the_flows_and_no_other_does():
+    learner = small_learner(SPACES[0], reward={"exponent": 2.0}, dynamics=FROZEN, learner=FROZEN)
+    batch = paths(SPACES[0])
+    expected = np.log(27 * (batch.scores.astype(np.float64) ** 2).mean())
+    for _ in range(3):
+        assert learner.update(batch)["log_z"] == pytest.approx(expected, abs=1e-3)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_loss_equals_the_naive_one(space: SequenceSpace, objective: dict):
@@ -47,7 +67,9 @@ def test_loss_equals_the_naive_one(space: SequenceSpace, objective: dict):
     randomise(learner.policy, seed=1)
     randomise(learner.dynamics, seed=2, scale=1.0)
     batch = paths(space)
-    expected = learner_loss(learner, batch, 2.0 * np.log(np.maximum(batch.scores, 0.2)))
+    log_rewards = 2.0 * np.log(np.maximum(batch.scores, 0.2))
+    with shifted(learner, log_rewards):
+        expected = learner_loss(learner, batch, log_rewards)
     metrics = learner.update(batch)
     assert metrics["loss"] == pytest.approx(expected, rel=1e-4)
     assert metrics["batch_score"] == pytest.approx(float(batch.scores.mean()), rel=1e-5)
@@ -59,7 +81,9 @@ def test_loss_follows_the_ramp_of_the_exponent():
     batch, losses = paths(space), []
     for step in range(3):
         exponent = 1 + 4 * (1 - 1 / (1 + step))
-        losses.append(learner_loss(learner, batch, exponent * np.log(batch.scores.astype(np.float64))))
+        log_rewards = exponent * np.log(batch.scores.astype(np.float64))
+        with shifted(learner, log_rewards) if step == 0 else nullcontext():
+            losses.append(learner_loss(learner, batch, log_rewards))
         assert learner.update(batch)["loss"] == pytest.approx(losses[-1], rel=1e-4)
     assert losses[0] < losses[1] < losses[2]
 

@@ -20,8 +20,9 @@ CASES = [
 ]
 
 
-def network_of(space: SequenceSpace, kmer_sizes: tuple[int, ...] | str, num_layers: int = 3) -> PrefixMLP:
-    network = build_network(space, 5, MLPConfig(hidden_size=7, num_layers=num_layers, kmer_sizes=kmer_sizes))
+def network_of(space: SequenceSpace, kmer_sizes: tuple[int, ...] | str, **settings: int | None) -> PrefixMLP:
+    settings = {"num_layers": 3, "embedding_size": 3} | settings
+    network = build_network(space, 5, MLPConfig(hidden_size=7, kmer_sizes=kmer_sizes, **settings))
     randomise(network, seed=1)
     return network
 
@@ -33,10 +34,13 @@ def stepped(network: PrefixMLP, prefix: np.ndarray) -> torch.Tensor:
     return network.outputs(state)[0]
 
 
+@pytest.mark.parametrize("embedding_size", [None, 3])
 @pytest.mark.parametrize(("space", "kmer_sizes"), CASES, ids=str)
 @torch.no_grad()
-def test_all_prefixes_equal_steps_and_the_naive_network(space: SequenceSpace, kmer_sizes: tuple[int, ...] | str):
-    network = network_of(space, kmer_sizes)
+def test_all_prefixes_equal_steps_and_the_naive_network(
+    space: SequenceSpace, kmer_sizes: tuple[int, ...] | str, embedding_size: int | None
+):
+    network = network_of(space, kmer_sizes, embedding_size=embedding_size)
     batch = draw_paths(space, UniformSubstitution(0.5).kernel(space.allowed), 25, seed=2)
     index = index_prefixes(batch.tokens, batch.num_steps, space.num_actions, finished=True)
     outputs = network(torch.from_numpy(batch.tokens.astype(np.int64)), torch.from_numpy(index.rows))[index.inverse]
@@ -77,10 +81,11 @@ def test_an_untrained_network_says_zero():
 
 
 def test_kmers_are_chosen_from_the_alphabet_and_the_length():
-    assert network_of(fixed_space(4, 8), "auto").kmer_sizes == (1, 2, 3, 4, 5)
+    assert network_of(fixed_space(4, 8), "auto").kmer_sizes == (1, 2, 3, 4, 5, 6)
     assert network_of(fixed_space(4, 3), "auto").kmer_sizes == (1, 2, 3)
     assert network_of(fixed_space(20, 8), "auto").kmer_sizes == (1, 2)
-    assert network_of(fixed_space(40, 8), "auto").kmer_sizes == (1,)
+    assert network_of(fixed_space(40, 8), "auto").kmer_sizes == (1, 2)
+    assert network_of(fixed_space(70, 8), "auto").kmer_sizes == (1,)
     assert network_of(fixed_space(4, 3), (7, 3, 2, 3)).kmer_sizes == (1, 2, 3)
 
 
