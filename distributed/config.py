@@ -1,5 +1,6 @@
 """The whole configuration of an experiment: YAML file + command line -> frozen, validated sections."""
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -162,7 +163,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]
 
     Choosing another `name` of the sections oracle and network discards what the file says of the old one.
     """
-    values = {section: dict(keys) for section, keys in values.items()}
+    values = copy.deepcopy(values)
     for key, text in sorted(overrides, key=lambda item: not item[0].endswith(".name")):
         value = _parse_yaml(text, f"--{key}")
         *parents, last = key.split(".")
@@ -204,13 +205,15 @@ def _explain(fault: ErrorDetails, values: dict[str, Any], model: type[BaseModel]
     for number in range(len(location) - 1, 0, -1):
         if location[number - 1] in DEFAULT_NAMES:
             location.pop(number)  # the tag of the union is not part of the key
-    key = ".".join(location)
+    key = ".".join(part for part in location if "[" not in part)  # nor are the members of a union of types
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
         section = _section_model(location[:-1], values, model)
         return f"{key}: unknown key; allowed: {', '.join(section.model_fields) if section else 'see --help'}"
     if fault["type"] == "union_tag_invalid":
         return f"{key}.name: got {fault['ctx']['tag']!r}; allowed: {fault['ctx']['expected_tags']}"
+    if fault["type"] == "union_tag_not_found":
+        return f"{key}.name: missing or null; allowed: a name"
     if fault["type"] == "missing":
         return f"{key}: missing; it has no default"
     if fault["type"] == "value_error" and isinstance(fault["input"], dict):
@@ -242,20 +245,23 @@ def _literals(model: type[BaseModel]) -> tuple[Any, ...]:
     return getattr(field.annotation, "__args__", (None,)) if field else (None,)
 
 
-def describe_fields(model: type[BaseModel] = ExperimentConfig, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(key, default, description) of every config field, for help texts."""
+def describe_fields(
+    model: type[BaseModel] = ExperimentConfig, prefix: str = "", defaults: BaseModel | None = None
+) -> Iterator[tuple[str, str, str]]:
+    """(key, default, description) of every config field, for help texts; `defaults`: an instance that holds them."""
     for name, field in model.model_fields.items():
+        default = field.default if defaults is None else getattr(defaults, name)
         inner = _models_of(field.annotation)
         if inner:
             for part in inner:
                 tag = f" [{_literals(part)[0]}]" if len(inner) > 1 else ""
-                for key, default, text in describe_fields(part, f"{prefix}{name}."):
-                    yield key, default, text + tag
+                held = default if isinstance(default, part) else None
+                for key, shown, text in describe_fields(part, f"{prefix}{name}.", held):
+                    yield key, shown, text + tag
         else:
-            default = (
-                "required" if field.is_required() else yaml.safe_dump(_plain(field.default)).split("\n...")[0].strip()
-            )
-            yield f"{prefix}{name}", default, " ".join((field.description or "").split())
+            required = field.is_required() and defaults is None
+            shown = "required" if required else yaml.safe_dump(_plain(default)).split("\n...")[0].strip()
+            yield f"{prefix}{name}", shown, " ".join((field.description or "").split())
 
 
 def _plain(value: Any) -> Any:

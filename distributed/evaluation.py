@@ -19,6 +19,8 @@ from learner.gflownet import EvaluationWeights
 from learner.metrics import novelty, sample_metrics
 from learner.rewards import log_reward
 
+MAX_KMERS = 1_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExactLaw:
@@ -39,6 +41,8 @@ class EvaluatedSamples(NamedTuple):
     """The samples with a valid score."""
     target_weights: np.ndarray | None
     """float64 [n]: shares under which they count as samples of the target; None if the exact law is known."""
+    kmers: tuple[np.ndarray, np.ndarray] | None
+    """float64 [V^k] each: frequencies of k-mers in the samples, and in the target by those shares."""
 
 
 class Evaluator:
@@ -53,6 +57,12 @@ class Evaluator:
         self._dynamics_weights = FlatParameters(self._dynamics)
         self._has_dynamics = config.objective.uses_dynamics
         self.is_exact = self._exact_wanted()
+        space = environment.space
+        self._kmer_size = min(config.evaluation.kmer_size, space.max_length)
+        if space.num_tokens**self._kmer_size > MAX_KMERS:
+            raise ConfigError(
+                f"evaluation.kmer_size: {space.num_tokens}^{self._kmer_size} k-mers; at most {MAX_KMERS:,} are allowed"
+            )
         if self.is_exact:
             self._enumerate_target()
 
@@ -150,17 +160,20 @@ class Evaluator:
         """
         seed = derive_seed(self.config.run.seed, "evaluation")
         drawn = self.samples(weights, self.config.evaluation.num_samples, seed=seed)
-        metrics, samples = self.metrics_of(drawn), drawn[valid_scores(drawn.scores)]
+        metrics, valid = self.metrics_of(drawn), valid_scores(drawn.scores)
         if self.is_exact:
-            return metrics, EvaluatedSamples(samples, None)
-        rewards = log_reward(torch.from_numpy(samples.scores), self.config.reward).numpy()
-        log_probabilities = sampled.log_probabilities(self.policy, samples, self.environment.kernel)
+            return metrics, EvaluatedSamples(drawn[valid], None, None)
+        scores = np.where(valid, drawn.scores, 0)
+        rewards = np.where(valid, log_reward(torch.from_numpy(scores), self.config.reward).numpy(), -np.inf)
+        log_probabilities = sampled.log_probabilities(self.policy, drawn, self.environment.kernel)
         metrics |= sampled.importance_metrics(
-            log_probabilities, rewards, samples.scores, np.random.default_rng(derive_seed(seed, "bootstrap"))
+            log_probabilities, rewards, scores, np.random.default_rng(derive_seed(seed, "bootstrap"))
         )
         metrics["log_z_error"] = self._log_z() - metrics["log_z_estimate"]
-        target = sampled.normalised_weights(log_probabilities, rewards)
-        return metrics | self._kmer_metrics(samples, target), EvaluatedSamples(samples, target)
+        target = sampled.normalised_weights(log_probabilities, rewards)[valid]
+        kmers = self._kmer_frequencies(drawn[valid], target)
+        metrics["kmer_tv"] = exact.total_variation(*kmers)
+        return metrics, EvaluatedSamples(drawn[valid], target, kmers)
 
     def metrics_of(self, drawn: TrajectoryBatch) -> dict[str, float]:
         """Score, diversity and novelty of scored trajectories, the rejected ones left out."""
@@ -172,15 +185,13 @@ class Evaluator:
             metrics["novelty"] = novelty(self.environment.sequences(samples.tokens, lengths), self.oracle.reference)
         return metrics | {"num_rejected_samples": len(drawn) - len(samples)}
 
-    def _kmer_metrics(self, samples: TrajectoryBatch, target: np.ndarray) -> dict[str, float]:
-        """Total variation between the k-mers of the samples and those of the target, by importance weights."""
+    def _kmer_frequencies(self, samples: TrajectoryBatch, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         lengths = self.environment.lengths(samples.tokens, samples.num_steps)
-        uniform, size = np.full(len(samples), 1 / len(samples)), self.config.evaluation.kmer_size
-        ours, theirs = (
-            sampled.kmer_frequencies(samples.tokens, lengths, shares, self.environment.space.num_tokens, size)
-            for shares in (uniform, target)
+        num_tokens, size = self.environment.space.num_tokens, self._kmer_size
+        ours = sampled.kmer_frequencies(
+            samples.tokens, lengths, np.full(len(samples), 1 / len(samples)), num_tokens, size
         )
-        return {"kmer_tv": exact.total_variation(ours, theirs)}
+        return ours, sampled.kmer_frequencies(samples.tokens, lengths, target, num_tokens, size)
 
     def interim(self, weights: EvaluationWeights) -> dict[str, float]:
         """What is judged at intervals: the exact law if there is one, and samples where scoring them is cheap."""

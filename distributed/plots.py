@@ -17,6 +17,9 @@ CURVES = {
     "dynamics_ce": "dynamics cross-entropy [nats]",
     "excess_kl": "excess KL to the target [nats]",
     "exact_tv": "exact total variation",
+    "sampled_tv": "total variation, from samples",
+    "sampled_reverse_kl": "KL to the target, from samples [nats]",
+    "entropy_ratio": "entropy ratio",
     "batch_score": "mean score",
     "policy_lag": "policy lag [versions]",
 }
@@ -34,7 +37,7 @@ def learning_curves(records: Iterable[dict[str, Any]], path: Path) -> None:
         points = [(record["step"], record[name]) for record in records if name in record]
         axes.plot(*zip(*points, strict=True), lw=1.2)
         axes.set(xlabel="learner step", title=CURVES[name])
-        if name in ("loss", "excess_kl") and all(value > 0 for _, value in points):
+        if name in ("loss", "excess_kl", "sampled_reverse_kl") and all(value > 0 for _, value in points):
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
@@ -74,6 +77,19 @@ def score_histogram(scores: np.ndarray, target_weights: np.ndarray | None, law: 
         density, _ = np.histogram(scores, edges, weights=target_weights, density=True)
         axes.stairs(density, edges, label="target, by importance weights", lw=1.5)
     axes.set(xlabel="score", ylabel="density")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def kmer_scatter(kmers: tuple[np.ndarray, np.ndarray], path: Path) -> None:
+    """Frequency of each k-mer in the samples against the target's, as importance weights estimate it."""
+    figure = Figure(figsize=(5, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    ours, target = kmers
+    axes.scatter(target, ours, s=14, alpha=0.7)
+    top = float(max(ours.max(), target.max()))
+    axes.plot([0, top], [0, top], color="tab:red", lw=1, label="perfect sampler")
+    axes.set(xlabel="target, by importance weights", ylabel="samples", title=f"frequencies of {len(ours):,} k-mers")
     axes.legend()
     figure.savefig(path, dpi=110)
 

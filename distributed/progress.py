@@ -20,6 +20,7 @@ SHOWN = (
     ("loss", "loss {:.3g}"),
     ("dynamics_ce", "dynamics CE {:.3f}"),
     ("excess_kl", "excess KL {:.3f}"),
+    ("sampled_reverse_kl", "KL {:.3f}"),
     ("policy_lag", "lag {:.1f}"),
 )
 """The figures on the progress line, in order."""
@@ -31,6 +32,11 @@ SUMMARY_ROWS = (
     ("excess_kl", "  excess KL", "{:.4f}"),
     ("exact_mean_score", "exact mean score", "{:.4f}"),
     ("target_mean_score", "  of the target", "{:.4f}"),
+    ("sampled_tv", "total variation, from samples", "{:.4f}"),
+    ("sampled_reverse_kl", "KL(sampler ‖ target), from samples [nats]", "{:.4f}"),
+    ("effective_sample_fraction", "  effective share of the samples", "{:.4f}"),
+    ("target_mean_score_estimate", "mean score of the target, from samples", "{:.4f}"),
+    ("kmer_tv", "total variation of the k-mers", "{:.4f}"),
     ("dynamics_tv", "dynamics model: mean TV to the true kernel", "{:.4f}"),
     ("mean_score", "mean score of samples", "{:.4f}"),
     ("top100_mean", "mean of the top 100", "{:.4f}"),

@@ -241,6 +241,8 @@ class TrainingLoop:
             plots.score_histogram(samples.scores, evaluated.target_weights, law, folder / "score_histogram.png")
             if law is not None:
                 plots.probability_scatter(law, folder / "probability_scatter.png")
+            if evaluated.kmers is not None:
+                plots.kmer_scatter(evaluated.kmers, folder / "kmer_scatter.png")
             environment = self.evaluator.environment
             lengths = environment.lengths(samples.tokens, samples.num_steps)
             tokens = environment.as_actions(samples.tokens, lengths)  # as `num_modes` compares them

@@ -3,10 +3,10 @@
 Shapes: B batch, T steps, A actions, N prefixes.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from learner.configs import StrictConfig
@@ -29,6 +29,14 @@ class DynamicsConfig(StrictConfig):
     """Adam step size of the dynamics model."""
     network: NetworkConfig = MLPConfig(hidden_size=64, num_layers=2, kmer_sizes=())
     """Its trunk; separate from the policy's."""
+
+    @field_validator("network", mode="before")
+    @classmethod
+    def _complete(cls, value: Any) -> Any:
+        """What is not said of an MLP here is as above, not as for the policy."""
+        if isinstance(value, dict) and value.get("name", "mlp") == "mlp":
+            return cls.model_fields["network"].default.model_dump() | value
+        return value
 
 
 class DynamicsModel(nn.Module):

@@ -94,7 +94,12 @@ def _tables(network: Policy | DynamicsModel, evaluate: Callable[[PrefixState], T
 
 
 def policy_tables(policy: Policy) -> list[np.ndarray]:
-    """T arrays float64 [V^t, A]: π(a|s) of every prefix."""
+    """T arrays float64 [V^t, A]: π(a|s) of every prefix.
+
+    Raises ValueError for a policy that reads its own intentions: a prefix of realised tokens does not determine it.
+    """
+    if policy.thought_context:
+        raise ValueError("a policy with a thought context has no table over prefixes of realised tokens")
     return _tables(policy, lambda state: policy.at(state).log_policy.exp())
 
 

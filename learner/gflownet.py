@@ -158,7 +158,8 @@ class GFlowNetLearner:
         return loss
 
     def _policy_step(self, batch: TensorBatch) -> dict[str, Tensor]:
-        if self.step == 0:  # the policy is uniform, so log Z is about the log of the number of sequences + log mean R
+        if self.step == 0 and not self.objective.policy_heads["values"]:
+            # the policy is still uniform, so log Z is about the log of the number of sequences + log mean R
             rewards = log_reward(batch.scores, self.reward, step=0)
             self.policy.shift_log_flow(rewards.logsumexp(0) - math.log(len(rewards)))
         self.policy_weights.zero_grad()

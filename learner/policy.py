@@ -35,13 +35,15 @@ class PolicyHeads(TypedDict):
     """Realised tokens predicted ahead; 0: none."""
     own_log_z: bool
     """Whether log Z is a parameter of its own."""
+    values: bool
+    """Whether the flow output stands for values of reward seeking, which start at 0."""
 
 
 class Policy(nn.Module):
     """pi(a|s), F(s), P_B(a|s') and look-ahead from one trunk.
 
-    Starts as the uniform policy with the flows of a constant reward 1. With `own_log_z`, log F(s_0) = log Z is a
-    parameter of its own (`log_z`, the offset of the start not included) instead of an output of the network.
+    Starts as the uniform policy with the flows of a constant reward 1 (with `values`, all 0). With `own_log_z`, log F(s_0)
+    = log Z is a parameter of its own (`log_z`, the offset of the start not included) instead of an output of the network.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Policy(nn.Module):
         backward_head: bool = False,
         lookahead_steps: int = 0,
         own_log_z: bool = False,
+        values: bool = False,
     ):
         super().__init__()
         self.space = space
@@ -61,7 +64,8 @@ class Policy(nn.Module):
         self.forbidden: Tensor
         self.register_buffer("forbidden", forbidden_actions(space), persistent=False)
         self.flow_offset: Tensor
-        self.register_buffer("flow_offset", torch.from_numpy(space.log_num_completions.copy()), persistent=False)
+        offset = torch.from_numpy(space.log_num_completions * (not values))
+        self.register_buffer("flow_offset", offset, persistent=False)
 
     @property
     def thought_context(self) -> bool:

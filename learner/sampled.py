@@ -6,8 +6,6 @@ reads its own earlier intentions, p_θ is that of the sequence given them, and t
 upper bounds. Shapes: n samples, T steps, A actions.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
@@ -41,39 +39,35 @@ def importance_metrics(
     """Estimates of the distances to p* ∝ R from n samples of p_θ, each with the ends of a 95% interval (`_low`, `_high`).
 
     `effective_sample_fraction` = (Σw)²/(nΣw²): where it is small, the target lies where no sample did, and the estimates
-    are too favourable. All three arrays are float [n].
+    are too favourable. All three arrays are float [n]; a log-reward of minus infinity stands for a sample that the target
+    excludes (the reverse KL is then infinite).
     """
     log_weights = np.asarray(log_rewards, dtype=np.float64) - log_probabilities
+    count, tail = len(log_weights), (1 - CONFIDENCE) / 2
+    resampled: dict[str, list[float]] = {}
+    for _ in range(NUM_RESAMPLES):
+        rows = rng.integers(count, size=count)
+        for name, value in _estimates(log_weights[rows], scores[rows]).items():
+            resampled.setdefault(name, []).append(value)
+    weights = np.exp(log_weights - log_weights.max())
+    metrics = {"effective_sample_fraction": float(weights.sum() ** 2 / (count * (weights**2).sum()))}
+    for name, value in _estimates(log_weights, scores).items():
+        low, high = np.quantile(resampled[name], [tail, 1 - tail], method="inverted_cdf")
+        metrics |= {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
+    return metrics
+
+
+def _estimates(log_weights: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     top = log_weights.max()
     weights = np.exp(log_weights - top)
-
-    def total_variation(rows: np.ndarray) -> np.ndarray:
-        chosen = weights[rows]
-        return 0.5 * np.abs(chosen / chosen.mean(-1, keepdims=True) - 1).mean(-1)
-
-    def reverse_kl(rows: np.ndarray) -> np.ndarray:
-        return np.log(weights[rows].mean(-1)) + top - log_weights[rows].mean(-1)
-
-    def log_z(rows: np.ndarray) -> np.ndarray:
-        return np.log(weights[rows].mean(-1)) + top
-
-    def target_mean_score(rows: np.ndarray) -> np.ndarray:
-        return (weights[rows] * scores[rows]).sum(-1) / weights[rows].sum(-1)
-
-    estimates: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "sampled_tv": total_variation,
-        "sampled_reverse_kl": reverse_kl,
+    mean = weights.mean()
+    log_z = float(np.log(mean) + top)
+    return {
+        "sampled_tv": float(0.5 * np.abs(weights / mean - 1).mean()),
+        "sampled_reverse_kl": log_z - float(log_weights.mean()),
         "log_z_estimate": log_z,
-        "target_mean_score_estimate": target_mean_score,
+        "target_mean_score_estimate": float((weights * scores).sum() / weights.sum()),
     }
-    count = len(weights)
-    resamples = rng.integers(count, size=(NUM_RESAMPLES, count))
-    tail = (1 - CONFIDENCE) / 2
-    metrics = {"effective_sample_fraction": float(weights.sum() ** 2 / (count * (weights**2).sum()))}
-    for name, estimate in estimates.items():
-        low, high = np.quantile(estimate(resamples), [tail, 1 - tail])
-        metrics |= {name: float(estimate(np.arange(count))), f"{name}_low": float(low), f"{name}_high": float(high)}
-    return metrics
 
 
 def normalised_weights(log_probabilities: np.ndarray, log_rewards: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ def small_learner(space: SequenceSpace, *, seed: int = 0, total_steps: int = 200
     return GFlowNetLearner(
         space,
         network=MLPConfig(hidden_size=16, num_layers=2),
-        objective=ObjectiveConfig(**sections.get("objective", {})),
+        objective=ObjectiveConfig(**({"name": "sgfn_db"} | sections.get("objective", {}))),
         dynamics=DynamicsConfig(**(dynamics | sections.get("dynamics", {}))),
         reward=RewardConfig(**sections.get("reward", {})),
         learner=LearnerConfig(**(learner | sections.get("learner", {}))),

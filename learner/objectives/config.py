@@ -14,7 +14,7 @@ DEFAULT_WEIGHTS = {"kl_weight": 0.01, "exploration_weight": 0.001}
 class ObjectiveConfig(StrictConfig):
     """An objective and the weights of the terms that may join it."""
 
-    name: Literal["sgfn_marginal", "sgfn_db", "sgfn_kl", "gfn_db", "tb", "subtb", "soft_q", "ppo"] = "sgfn_db"
+    name: Literal["sgfn_marginal", "sgfn_db", "sgfn_kl", "gfn_db", "tb", "subtb", "soft_q", "ppo"] = "subtb"
     """sgfn_db: detailed balance with the learned dynamics; sgfn_marginal: the same with intentions summed out; sgfn_kl:
     sgfn_db with divergence and exploration terms; tb, subtb: trajectory and sub-trajectory balance; gfn_db: without
     dynamics (exact only if noise is 0). To compare with: soft_q and ppo, which seek reward, not proportion to it."""
@@ -35,11 +35,11 @@ class ObjectiveConfig(StrictConfig):
     """The high entropy of a trajectory is this quantile over its steps, the low one that of 1 minus this."""
     kl: Literal["flow", "posterior"] = "flow"
     """Divergence term: of the law of trajectories from the target's, by score function; or, literally, of the policy
-    from the posterior over intentions, which pulls the policy to the uniform one."""
+    from the posterior over intentions, which makes the policy more certain."""
     kl_weight: float | None = Field(None, ge=0)
     """Weight of the divergence less the log entropy ratio; null: 0.01 for sgfn_kl, otherwise 0."""
     exploration_weight: float | None = Field(None, ge=0)
-    """Weight of the term that raises entropies; null: 0.001 for sgfn_kl, otherwise 0."""
+    """Weight of the term that raises entropies of peaked policies; null: 0.001 for sgfn_kl, otherwise 0."""
     max_importance_weight: float = Field(2.0, ge=1)
     """Divergence term: limit of the weights that make trajectories of older policies count as on-policy."""
     lookahead_weight: float = Field(0.0, ge=0)
@@ -91,4 +91,5 @@ class ObjectiveConfig(StrictConfig):
             backward_head=self.uses_backward_head,
             lookahead_steps=self.lookahead_steps if self.lookahead_weight > 0 else 0,
             own_log_z=self.log_z_step_size is not None,
+            values=self.name == "ppo",
         )

@@ -21,8 +21,10 @@ def importance_weights(log_pf: Tensor, log_behaviour: Tensor, *, limit: float) -
 
 def leave_one_out(values: Tensor, weights: Tensor) -> Tensor:
     """For each trajectory the weighted mean of `values` [B] over the others: a baseline that keeps gradients unbiased."""
-    others = weights.sum() - weights
-    return torch.where(others > 0, ((weights * values).sum() - weights * values) / others.clamp(min=1e-30), 0.0)
+    exact_weights, products = weights.double(), weights.double() * values.double()  # differences would cancel
+    others = exact_weights.sum() - exact_weights
+    means = torch.where(others > 0, (products.sum() - products) / others.clamp(min=1e-30), 0.0)
+    return means.to(values.dtype)
 
 
 def flow_kl(log_pf: Tensor, log_pb: Tensor, log_ratio: Tensor, weights: Tensor, baseline: Tensor) -> Tensor:
@@ -40,7 +42,8 @@ def posterior_kl(log_policy: Tensor, log_dynamics: Tensor, mask: Tensor) -> Tens
     """Mean over states of Σ_a π(a|s_t)[log π(a|s_t) - log P_B(a|s_{t+1})] with P_B by Bayes, a scalar >= 0.
 
     `log_policy`, `log_dynamics` float [B, T, A] as in `balance.posterior_log_pb`. Since log π - log P_B = log Σ_b π P̂ -
-    log P̂(x|s,a), this penalises what an outcome tells of the intention.
+    log P̂(x|s,a), this penalises doubt about the intention once the outcome is known: averaged over outcomes it is zero
+    for a policy that is certain and largest for the uniform one.
     """
     possible = log_policy > -torch.inf
     gap = marginal_log_pf(log_policy, log_dynamics)[..., None] - torch.where(possible, log_dynamics, 0.0)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+MIN_ENTROPY = 1e-6
+"""High entropies below this count as none: of smaller ones the gradient of the ratio overflows."""
 SHARE_LIMIT = 1e-3
 """The share of the high entropy is kept this far from 0 and 1 in the exploration term."""
 
@@ -20,8 +22,8 @@ def policy_entropy(log_policy: Tensor) -> Tensor:
 
 def normalised_entropy(log_policy: Tensor) -> Tensor:
     """`policy_entropy` over the log of the number of possible actions, in [0, 1]; 0 where only one is possible."""
-    count = (log_policy > -torch.inf).sum(-1)
-    return torch.where(count > 1, policy_entropy(log_policy) / count.clamp(min=2).log(), 0.0).clamp(0, 1)
+    count, entropy = (log_policy > -torch.inf).sum(-1), policy_entropy(log_policy)
+    return torch.where(count > 1, entropy / count.clamp(min=2).to(entropy.dtype).log(), 0.0).clamp(0, 1)
 
 
 def masked_quantile(values: Tensor, mask: Tensor, q: float) -> Tensor:
@@ -41,7 +43,7 @@ class EntropyRatio(NamedTuple):
     low: Tensor
     """H_low, the (1-q)-quantile."""
     ratio: Tensor
-    """r_γ = H_high / (γ H_high + (1-γ) H_low), in [1, 1/γ]; 1 where all entropies are 0."""
+    """r_γ = H_high / (γ H_high + (1-γ) H_low), in [1, 1/γ]; 1 where all entropies are (about) 0."""
     share: Tensor
     """ρ = γ r_γ, in [γ, 1]: the share of the high entropy in the mixture."""
 
@@ -49,17 +51,18 @@ class EntropyRatio(NamedTuple):
 def entropy_ratio(entropy: Tensor, mask: Tensor, *, gamma: float, quantile: float) -> EntropyRatio:
     """From normalised entropies [B, T]; `gamma` in (0, 1), `quantile` in (.5, 1]."""
     high, low = masked_quantile(entropy, mask, quantile), masked_quantile(entropy, mask, 1 - quantile)
-    some = high > 0
+    some = high > MIN_ENTROPY
     mixture = torch.where(some, gamma * high + (1 - gamma) * low, 1.0)
     ratio = torch.where(some, high / mixture, 1.0)
     return EntropyRatio(high, low, ratio, gamma * ratio)
 
 
 def exploration_loss(entropy: Tensor, share: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
-    """mean H(s)·[log ρ + (1-γ)(1-H(s))·log(1-ρ)] over visited states, a scalar <= 0; to lower it is to explore.
+    """mean H(s)·[log ρ + (1-γ)(1-H(s))·log(1-ρ)] over visited states, a scalar <= 0.
 
-    `entropy` [B, T] is normalised; `share` [B, 1] is ρ, here a coefficient of the trajectory (no gradient) kept within
-    `SHARE_LIMIT` of its ends. With the opposite sign the term would lower entropies: |log ρ| would be a price of H.
+    To lower it raises the entropy of every peaked policy (H < 1/2), and of all while ρ is not close to 1; with the
+    opposite sign, |log ρ| would be a price of entropy. `entropy` [B, T] is normalised; `share` [B, 1] is ρ, here a
+    coefficient of the trajectory (no gradient), kept within `SHARE_LIMIT` of its ends.
     """
     rho = share.detach().clamp(SHARE_LIMIT, 1 - SHARE_LIMIT)
     terms = entropy * (rho.log() + (1 - gamma) * (1 - entropy) * (1 - rho).log())

@@ -126,12 +126,14 @@ def objective_loss(step: StepLogProbs) -> tuple[Tensor, dict[str, Tensor]]:
     if kl_weight > 0 or exploration_weight > 0:
         entropies = entropy.normalised_entropy(step.log_policy)
         ratio = entropy.entropy_ratio(entropies, step.mask, gamma=config.gamma, quantile=config.entropy_quantile)
-        kl, kl_value = _divergence(step)
-        exploration = entropy.exploration_loss(entropies, ratio.share, step.mask, gamma=config.gamma)
-        loss = loss + kl_weight * (kl - ratio.ratio.log().mean()) + exploration_weight * exploration
         names = ("entropy_high", "entropy_low", "entropy_ratio", "entropy_share")
         metrics |= {name: value.mean() for name, value in zip(names, ratio, strict=True)}
-        metrics |= {"trajectory_kl": kl_value, "exploration_loss": exploration}
+        if kl_weight > 0:
+            kl, metrics["trajectory_kl"] = _divergence(step)
+            loss = loss + kl_weight * (kl - ratio.ratio.log().mean())
+        if exploration_weight > 0:
+            exploration = entropy.exploration_loss(entropies, ratio.share, step.mask, gamma=config.gamma)
+            loss, metrics["exploration_loss"] = loss + exploration_weight * exploration, exploration
     if step.lookahead_logits is not None:
         targets = lookahead.lookahead_targets(step.tokens, step.mask, config.lookahead_steps)
         ahead = lookahead.lookahead_loss(step.lookahead_logits, targets)

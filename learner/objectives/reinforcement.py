@@ -19,4 +19,4 @@ def ppo_loss(
     ratio = torch.where(known, log_pf - log_behaviour.nan_to_num(), 0.0).exp()
     gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
     error = (returns[:, None] - values).square()
-    return torch.where(known, 0.5 * error - gain - entropy_weight * entropy, 0.0).sum() / mask.sum()
+    return torch.where(known, 0.5 * error - gain - entropy_weight * entropy, 0.0).sum() / known.sum().clamp(min=1)

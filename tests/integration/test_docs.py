@@ -35,6 +35,8 @@ def execute(command: str, folder: Path) -> subprocess.CompletedProcess:
     assert words[:2] == ["python", "-m"]
     if words[2] == "distributed.run" and not {"--resume", "--help"} & set(words):
         words += [*SHORT, "--tracking.mlflow", "false"]
+    if words[2] == "distributed.compare_objectives" and "--help" not in words:
+        words += shlex.split("--comparison.cpu_seconds 0.5 --comparison.seeds [0] --comparison.noise [0.25]")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, *words[1:]],
@@ -62,6 +64,8 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path):
         assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
         if "--json" in command:
             assert 0 < json.loads(done.stdout)["exact_tv"] < 1
+        if "compare_objectives" in command:
+            assert (tmp_path / "runs" / "compare_objectives" / "table.png").exists()
         if command.startswith("python -m distributed.run") and "--print-config" not in command:
             assert "run folder: runs/" in done.stdout
     fasta = (tmp_path / "candidates.fasta").read_text().splitlines()

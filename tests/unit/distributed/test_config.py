@@ -25,7 +25,7 @@ from distributed.run import main
 def test_the_default_config_is_the_tfbind8_task():
     config = load_config(DEFAULT_CONFIG)
     assert (config.oracle.factor, config.environment.noise, config.reward.exponent) == ("SIX6_REF_R1", 0.25, 3)
-    assert (config.objective.name, config.run.backend) == ("sgfn_db", "ray")
+    assert (config.objective.name, config.run.backend) == ("subtb", "ray")
 
 
 def test_every_config_in_the_repository_is_valid_and_says_what_it_is():

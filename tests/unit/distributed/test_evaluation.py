@@ -1,7 +1,7 @@
 """Judging a sampler from samples: the same weights as judged exactly, thoughts, and what becomes of rejected scores.
 
 The samples are drawn with fixed seeds. Intervals are 95%, widened by half their width on either side, which about 1 in
-5,000 seeds would miss for each figure (none of 60 came nearer to the ends than three quarters of the way).
+5,000 seeds would miss for each figure; of 50 seeds, none came near that.
 """
 
 import json
@@ -70,7 +70,7 @@ def test_samples_say_of_tfbind8_what_the_exact_law_says(network: list[tuple[str,
     judge, other = evaluator_of(exactly), evaluator_of(by_samples)
     assert judge.is_exact
     assert not other.is_exact
-    weights = random_weights(exactly, judge.environment, limit=1.0)
+    weights = random_weights(exactly, judge.environment, limit=0.5)
     truth, law = judge.exact_metrics(weights)
     metrics, samples = other.sample_metrics(weights)
     assert metrics["effective_sample_fraction"] > 0.15, "too heavy tails to test with"
@@ -97,7 +97,7 @@ def test_samples_say_of_tfbind8_what_the_exact_law_says(network: list[tuple[str,
 def test_samples_are_judged_with_the_same_numbers_each_time():
     config = tfbind8(("evaluation.exact", "never"), ("evaluation.num_samples", "200"))
     first, second = evaluator_of(config), evaluator_of(config)
-    weights = random_weights(config, first.environment, 1.0)
+    weights = random_weights(config, first.environment, 0.5)
     expected = first.sample_metrics(weights)[0]
     assert first.sample_metrics(weights)[0] == second.sample_metrics(weights)[0] == expected
     assert first.interim(weights) == expected
@@ -107,7 +107,7 @@ def test_samples_are_judged_with_the_same_numbers_each_time():
 def test_samples_say_of_a_toy_what_the_exact_law_says(toy, variable):
     sizes = {"evaluation.num_samples": 4000, "evaluation.kmer_size": 2} | variable
     judge, other = (evaluator_of(toy(**sizes, **{"evaluation.exact": how})) for how in ("always", "never"))
-    weights = random_weights(judge.config, judge.environment, 1.0)
+    weights = random_weights(judge.config, judge.environment, 0.5)
     truth, law = judge.exact_metrics(weights)
     metrics, _ = other.sample_metrics(weights)
     for evaluator in (judge, other):
@@ -121,7 +121,6 @@ def test_samples_say_of_a_toy_what_the_exact_law_says(toy, variable):
     assert metrics["kmer_tv"] == pytest.approx(exact.total_variation(*kmers), abs=0.04)
 
 
-@pytest.mark.xfail(strict=True, reason="rejected samples are left out, so their share of the law is forgotten")
 def test_samples_and_exact_law_agree_on_rejected_scores(toy):
     """The target gives nothing to a sequence whose score is rejected; the sampler's mass there is a distance."""
     changes = {"oracle.function": "tests.oracles:nan_for_aaa", "evaluation.num_samples": 4000}
@@ -151,7 +150,7 @@ def test_thoughts_are_judged_by_samples(how: str):
     config = tfbind8(*THOUGHTS, ("evaluation.exact", how))
     judge = evaluator_of(config)
     assert not judge.is_exact
-    weights = random_weights(config, judge.environment, 1.0)
+    weights = random_weights(config, judge.environment, 0.5)
     metrics, samples = judge.sample_metrics(weights)
     assert {f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high")} <= metrics.keys()
     assert {"kmer_tv", "log_z_error", "effective_sample_fraction", "mean_score", "num_modes"} <= metrics.keys()

@@ -243,9 +243,11 @@ def test_estimates_converge_to_the_exact_figures(monkeypatch: pytest.MonkeyPatch
     assert metrics["effective_sample_fraction"] == pytest.approx(fraction, abs=0.01)
 
 
-def test_intervals_cover_the_exact_figures():
-    """200 repetitions of 500 samples. Over 5,000, each interval covered in 94%; then 88% are missed in 1 of 2,000 tests."""
-    toy, rng, repetitions = Toy(), np.random.default_rng(2), 200
+def test_intervals_cover_the_exact_figures(monkeypatch: pytest.MonkeyPatch):
+    """600 repetitions of 500 samples. Of 4,000 others, each interval covered in 94%; at that rate, the limits are 3.8
+    standard errors away, and one of the eight is missed in 1 of 2,000 tests."""
+    monkeypatch.setattr(sampled, "NUM_RESAMPLES", 200)
+    toy, rng, repetitions = Toy(), np.random.default_rng(2), 600
     covered, widths = dict.fromkeys(ESTIMATES, 0), dict.fromkeys(ESTIMATES, 0.0)
     for _ in range(repetitions):
         metrics = toy.metrics(500, rng)
@@ -254,8 +256,7 @@ def test_intervals_cover_the_exact_figures():
             assert low < high
             covered[name] += low <= value <= high
             widths[name] += (high - low) / repetitions
-    assert all(count >= 0.88 * repetitions for count in covered.values()), covered
-    assert all(count < repetitions for count in covered.values()), f"too wide: {covered}"
+    assert all(0.903 * repetitions < count < 0.977 * repetitions for count in covered.values()), covered
     assert max(widths.values()) < 0.4, widths
 
 
@@ -326,7 +327,7 @@ def extreme_metrics(name: str) -> dict[str, float]:
     return sampled.importance_metrics(-weights / 2, weights / 2, scores, np.random.default_rng(2))
 
 
-@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", EXTREMES)
 def test_estimates_of_extreme_weights_are_finite(name: str):
     metrics = extreme_metrics(name)
@@ -336,14 +337,9 @@ def test_estimates_of_extreme_weights_are_finite(name: str):
     assert 0 < metrics["effective_sample_fraction"] <= 1 + 1e-12
 
 
-LOST = pytest.mark.xfail(strict=True, reason="a resample without the one large weight has weights that underflow to 0")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[LOST] if name in ("one in a hundred", "normal") else []) for name in EXTREMES]
-)
-@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+@pytest.mark.parametrize("name", EXTREMES)
 def test_intervals_of_extreme_weights_are_finite_and_hold_the_estimate(name: str):
+    """Also where some resamples lack the one sample that outweighs all others."""
     metrics = extreme_metrics(name)
     assert all(np.isfinite(value) for value in metrics.values()), metrics
     for key in ESTIMATES:

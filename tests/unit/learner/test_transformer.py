@@ -559,9 +559,6 @@ def test_automatic_kmers_of_two_hundred_tokens_of_dna():
 # --- configuration ----------------------------------------------------------------------------------------------------
 
 
-SHALLOW = pytest.mark.xfail(strict=True, reason="apply_overrides copies one level only")
-
-
 def test_networks_are_named_in_the_config():
     config = validate({"network": {"name": "transformer", "thought_context": True, "num_heads": 8}})
     assert config.network == TransformerConfig(name="transformer", thought_context=True, num_heads=8)
@@ -588,14 +585,7 @@ def test_overrides_choose_the_network(section: str):
         assert config.dynamics.batch_size == 7
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        "network.hidden_size",
-        pytest.param("dynamics.network.hidden_size", marks=SHALLOW),
-        pytest.param("dynamics.network.name", marks=SHALLOW),
-    ],
-)
+@pytest.mark.parametrize("key", ["network.hidden_size", "dynamics.network.hidden_size", "dynamics.network.name"])
 def test_overrides_leave_the_given_values_alone(key: str):
     values = {"network": {"hidden_size": 32}, "dynamics": {"network": {"hidden_size": 32}}}
     kept = copy.deepcopy(values)
