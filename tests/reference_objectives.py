@@ -206,9 +206,9 @@ def ppo_loss(paths: Sequence[Path], clip: float, entropy_weight: float) -> float
     total, count = 0.0, 0
     for path in paths:
         for t in path.steps:
-            count += 1
             if np.isnan(path.log_behaviour[t]):
                 continue
+            count += 1
             gain = path.flows[-1] - np.log(path.flows[t])
             ratio = path.policy[t, path.actions[t]] / np.exp(path.log_behaviour[t])
             total += 0.5 * gain**2 - ppo_step(ratio, gain, clip) - entropy_weight * entropy(path.policy[t])

@@ -67,6 +67,8 @@ def naive_paths(learner: GFlowNetLearner, batch: TrajectoryBatch, log_rewards: n
         probabilities, log_flow, others = policy_at(policy, prefix)
         if policy.log_z is not None and not prefix:
             log_flow = float(policy.log_z.detach()) + np.log(space.num_sequences)
+        if learner.objective.name == "ppo":  # values, which count no completions
+            log_flow -= space.log_num_completions[len(prefix)]
         after = mlp_outputs(policy.network, (*prefix, token))[actions + 1 :]
         paths[b]["flows"].append(np.exp(log_flow))
         paths[b]["policy"].append(probabilities)
