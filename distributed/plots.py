@@ -127,6 +127,7 @@ def comparison_plot(rows: Sequence[Summary], path: Path) -> None:
         axes.set(xlabel="environment.noise", title=title)
         if key == "excess_kl":
             axes.set_yscale("log")
+            axes.set_ylim(bottom=max(1e-3, 0.8 * min(row.figures[key][1] for row in rows if key in row.figures)))
         axes.grid(alpha=0.3)
     handles, labels = figure.axes[2].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=9)
