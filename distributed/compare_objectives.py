@@ -54,9 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     cells = make_cells(values, comparison)
     results = _open(options.out, cells, comparison)
     done = {tuple(result[key] for key in KEYS) for result in results}
-    todo = [cell for cell in cells if cell[:3] not in done]
+    remaining = [cell for cell in cells if cell[:3] not in done]
     logger.info("%d cells of %g CPU seconds, %d of them done", len(cells), comparison.cpu_seconds, len(done))
-    failed = _compute_all(todo, comparison, options.out / "results.jsonl", results)
+    failed = _compute_all(remaining, comparison, options.out / "results.jsonl", results)
     rows = summarise(results)
     if rows:
         _write_csv(rows, options.out / "table.csv")
@@ -80,16 +80,16 @@ def _open(folder: Path, cells: list[Cell], comparison: ComparisonConfig) -> list
     return read_results(folder / "results.jsonl")
 
 
-def _compute_all(todo: list[Cell], comparison: ComparisonConfig, path: Path, results: list[dict[str, Any]]) -> int:
+def _compute_all(remaining: list[Cell], comparison: ComparisonConfig, path: Path, results: list[dict[str, Any]]) -> int:
     """Compute the cells, appending each to `results` and to `path` as it ends; returns how many failed."""
-    if not todo:
+    if not remaining:
         return 0
-    size, failed = min(len(todo), comparison.num_processes or os.cpu_count() or 1), 0
+    size, failed = min(len(remaining), comparison.num_processes or os.cpu_count() or 1), 0
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(size, mp_context=context, max_tasks_per_child=1)
     try:
-        futures = {pool.submit(compute, cell, comparison.cpu_seconds): cell for cell in todo}
-        for future in track(as_completed(futures), "comparing", len(todo), console=stderr):
+        futures = {pool.submit(compute, cell, comparison.cpu_seconds): cell for cell in remaining}
+        for future in track(as_completed(futures), "comparing", len(remaining), console=stderr):
             cell = futures[future]
             try:
                 result = future.result()
@@ -101,11 +101,9 @@ def _compute_all(todo: list[Cell], comparison: ComparisonConfig, path: Path, res
             with open(path, "a") as file:
                 file.write(json.dumps(result) + "\n")
             logger.info("%s, noise %g, seed %d: %s", *cell[:3], _shown(result))
-    except BaseException:
-        for child in multiprocessing.active_children():
-            child.terminate()
-        raise
     finally:
+        for child in multiprocessing.active_children():  # cells under way, if this was interrupted
+            child.terminate()
         pool.shutdown(cancel_futures=True)
     return failed
 

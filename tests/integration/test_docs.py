@@ -28,6 +28,8 @@ SHORT = shlex.split(
     "--run.num_learner_steps 24 --evaluation.num_samples 64 --network.hidden_size 16 --network.num_layers 2"
 )
 PATIENCE_SECONDS = 180
+SAMPLED = ("sampled_", "log_z_estimate", "target_mean_score_estimate")
+"""Metrics with an interval, whose ends are named alike."""
 
 
 def execute(command: str, folder: Path) -> subprocess.CompletedProcess:
@@ -119,15 +121,34 @@ def test_config_keys_named_in_the_readme_exist():
     assert not unknown
 
 
-def test_metrics_of_a_run_are_explained_in_the_readme(in_tmp_path, toy):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"objective.name": "sgfn_kl", "objective.lookahead_weight": 0.1},
+        {"objective.name": "tb", "evaluation.exact": "never", "evaluation.num_samples": 256},
+    ],
+    ids=["default", "terms", "sampled"],
+)
+def test_metrics_of_a_run_are_explained_in_the_readme(in_tmp_path, toy, changes):
     from distributed.run import train
 
-    config = toy()
+    config = toy(**changes)
     train(config, None, None, None)
-    summary = json.loads((config.run.output_folder / "toy" / "summary.json").read_text())
-    plain = {"status", "error", "seed", "git_commit", "num_learner_steps", "wall_seconds", "cpu_seconds"}
+    folder = config.run.output_folder / "toy"
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = set(json.loads((folder / "summary.json").read_text())).union(*records)
+    if "objective.lookahead_weight" in changes:
+        terms = {"entropy_high", "entropy_low", "entropy_ratio", "entropy_share", "trajectory_kl", "exploration_loss"}
+        assert terms | {"lookahead_ce", "balance_loss"} <= found
+    plain = {"status", "error", "seed", "git_commit", "num_learner_steps", "wall_seconds", "cpu_seconds", "step"}
     plain |= {"num_trajectories", "trajectories_per_second", "policy_version", "num_rejected_samples"}
-    assert not [key for key in summary if key not in plain and f"`{key}`" not in README and f" {key} " not in README]
+    plain |= {"rollout_seconds", "oracle_seconds"}
+    named = {
+        key.removesuffix("_low").removesuffix("_high") if key.startswith(SAMPLED) else key for key in found - plain
+    }
+    named = {key for key in named if not key.startswith("buffer_")}
+    assert not [key for key in named if f"`{key}`" not in README and f" {key} " not in README]
 
 
 def test_links_and_pictures_of_the_readme_exist():

@@ -76,6 +76,7 @@ def test_another_oracle_discards_the_keys_of_the_old_one():
         ("learner.learning_rate", ".nan", r"learner\.learning_rate: got nan"),
         ("learner.learning_rate", "0", r"learner\.learning_rate: got 0"),
         ("replay.offline_share", "0.25", r"offline_share > 0 needs an offline_source"),
+        ("dynamics.mode", "on_policy", r"on_policy goes with replay\.priority_exponent: 0"),
         ("replay.offline_path", "x.csv", r"offline_path goes with offline_source"),
         ("run.name", "2024-13-45", r"--run\.name: not valid YAML"),
         ("tracking.mlflow_uri", "https://me:secret@host", r"no user or password.*"),
