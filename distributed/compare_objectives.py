@@ -87,6 +87,7 @@ def _compute_all(remaining: list[Cell], comparison: ComparisonConfig, path: Path
     size, failed = min(len(remaining), comparison.num_processes or os.cpu_count() or 1), 0
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(size, mp_context=context, max_tasks_per_child=1)
+    ended = False
     try:
         futures = {pool.submit(compute, cell, comparison.cpu_seconds): cell for cell in remaining}
         for future in track(as_completed(futures), "comparing", len(remaining), console=stderr):
@@ -101,9 +102,11 @@ def _compute_all(remaining: list[Cell], comparison: ComparisonConfig, path: Path
             with open(path, "a") as file:
                 file.write(json.dumps(result) + "\n")
             logger.info("%s, noise %g, seed %d: %s", *cell[:3], _shown(result))
+        ended = True
     finally:
-        for child in multiprocessing.active_children():  # cells under way, if this was interrupted
-            child.terminate()
+        if not ended:
+            for child in multiprocessing.active_children():
+                child.terminate()
         pool.shutdown(cancel_futures=True)
     return failed
 

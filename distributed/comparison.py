@@ -179,6 +179,11 @@ def summarise(results: Iterable[dict[str, Any]]) -> list[Summary]:
             if values:
                 figures[name] = (float(np.median(values)), float(min(values)), float(max(values)))
         rows.append(Summary(variant, noise, len(members), figures))
-    return sorted(
-        rows, key=lambda row: (row.noise, row.figures.get("exact_tv", (2 - row.figures["mean_score"][0],))[0])
-    )
+    return sorted(rows, key=lambda row: (row.noise, *_rank(row)))
+
+
+def _rank(row: Summary) -> tuple[bool, float]:
+    """Order within a noise level: by exact TV, then those without one, by falling mean score."""
+    if "exact_tv" in row.figures:
+        return False, row.figures["exact_tv"][0]
+    return True, -row.figures.get("mean_score", (0.0,))[0]

@@ -32,7 +32,7 @@ def test_a_fresh_sqlite_store_gets_parameters_metrics_artifacts_and_status(in_tm
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "toy"
     assert run.data.params["environment.noise"] == "0.2"
-    assert run.data.params["objective.name"] == "sgfn_db"
+    assert run.data.params["objective.name"] == "subtb"
     summary = json.loads(RunFolder(config.run.output_folder / "toy").summary_file.read_text())
     assert run.data.metrics["final_exact_tv"] == pytest.approx(summary["exact_tv"])
     history = client.get_metric_history(run.info.run_id, "loss")
