@@ -24,6 +24,16 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip().startswith("python -m")
 ]
+GUIDE_COMMANDS = sorted(
+    {
+        line.split("#")[0].strip()
+        for guide in (ROOT / "docs").glob("*.md")
+        for line in guide.read_text().splitlines()
+        if line.strip().startswith("python -m")
+    }
+    - set(COMMANDS)
+)
+"""Those of docs/ that the README has not."""
 SHORT = shlex.split(
     "--run.num_learner_steps 24 --evaluation.num_samples 64 --network.hidden_size 16 --network.num_layers 2"
 )
@@ -77,6 +87,14 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path):
     table = (tmp_path / "candidates.csv").read_text().splitlines()
     assert table[0] == "sequence,score,log_policy"
     assert len(table) == 501
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", GUIDE_COMMANDS)
+def test_the_commands_of_the_guides_run(command, tmp_path):
+    (tmp_path / "tune_configs").symlink_to(ROOT / "tune_configs")
+    done = execute(command, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.slow
