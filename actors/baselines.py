@@ -8,11 +8,10 @@ design put to the oracle counts as one call, also if it was asked about before. 
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from actors.environments.sequence import SequenceEnvironment
-from actors.oracles.base import Oracle, valid_scores
-from learner.rewards import RewardConfig, log_reward
+from actors.oracles.base import Oracle, valid_log_rewards, valid_scores
+from learner.rewards import RewardConfig
 
 
 class SearchBaseline(Protocol):
@@ -92,18 +91,12 @@ class MetropolisHastings(_Search):
         positions = self._rng.integers(self._space.max_length, size=(self._num_designs, 1))
         proposals = self._substitute(self.designs, np.arange(self._space.max_length) == positions)
         scores = self._score(proposals)
-        now, proposed = self._log_rewards(self.scores), self._log_rewards(scores)
+        now, proposed = (valid_log_rewards(each, self._reward) for each in (self.scores, scores))
         with np.errstate(invalid="ignore"):
             log_ratio = np.where(np.isneginf(now), 0.0, np.minimum(proposed - now, 0.0))
         accepted = self._rng.random(self._num_designs) < np.exp(log_ratio)
         self.designs = np.where(accepted[:, None], proposals, self.designs)
         self.scores = np.where(accepted, scores, self.scores)
-
-    def _log_rewards(self, scores: np.ndarray) -> np.ndarray:
-        """float64 [n]: log R, minus infinity for an invalid score."""
-        valid = valid_scores(scores)
-        log_rewards = log_reward(torch.from_numpy(np.where(valid, scores, 0)), self._reward).double().numpy()
-        return np.where(valid, log_rewards, -np.inf)
 
 
 class GeneticSearch(_Search):

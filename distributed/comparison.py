@@ -15,14 +15,14 @@ import torch
 from pydantic import Field
 
 from actors.baselines import GeneticSearch, MetropolisHastings, SearchBaseline, UniformSearch
-from actors.trajectories import empty_batch
+from actors.oracles.base import valid_log_rewards
+from actors.rollout import draw_trajectories
 from distributed.config import ConfigError, ExperimentConfig, validate
 from distributed.evaluation import Evaluator
 from distributed.experiment import derive_seed, make_environment, make_oracle
 from distributed.local_backend import SerialBackend
 from learner.configs import StrictConfig
 from learner.exact_baselines import law_through_noise, metropolis_law
-from learner.rewards import log_reward
 
 BASELINES: dict[str, Callable[..., SearchBaseline]] = {
     "uniform": UniformSearch,
@@ -99,15 +99,13 @@ def _train(config: ExperimentConfig, cpu_seconds: float) -> dict[str, float]:
     backend = SerialBackend(config)
     backend.start(None)
     try:
-        start, used, num_rejected = time.process_time(), 0.0, 0
+        start, used = time.process_time(), 0.0
         while used < cpu_seconds:
             if used > 0.02 * cpu_seconds:
                 backend.learner.total_steps = int(backend.learner.step * cpu_seconds / used) + 1
             else:
                 backend.learner.total_steps = 1_000_000_000
-            num_rejected = 0 if backend.step() is not None else num_rejected + 1
-            if num_rejected > 10:
-                raise RuntimeError("ten batches in a row without one valid score")
+            backend.step()
             used = time.process_time() - start
         counts = {"num_trajectories": backend.accounting.num_sampled, "num_learner_steps": backend.learner.step}
         evaluator = Evaluator(config, backend.worker.environment, backend.worker.oracle)
@@ -129,16 +127,15 @@ def _search(cell: Cell, cpu_seconds: float) -> dict[str, float]:
     while used < cpu_seconds:
         search.step()
         num_steps, used = num_steps + 1, time.process_time() - start
-    made = empty_batch(environment.space.max_length, len(search.designs))
-    made.actions[:], made.num_steps[:] = search.designs, environment.space.max_length
-    for step in range(environment.space.max_length):
-        made.tokens[:, step] = environment.noise.realise(step, made.actions[:, step], rng.random(len(made)))
+    made = draw_trajectories(
+        evaluator.policy, environment, environment.noise, len(search.designs), rng, intended=search.designs
+    )
     made.scores[:] = oracle.score(made.tokens, made.num_steps)
     metrics = evaluator.metrics_of(made)
     if evaluator.is_exact and cell.variant != "genetic":
-        space, scores = environment.space, torch.from_numpy(evaluator.scores)
+        space = environment.space
         steps = num_steps if cell.variant == "metropolis_hastings" else 0
-        log_rewards = log_reward(scores, config.reward).nan_to_num(nan=-np.inf).numpy()
+        log_rewards = valid_log_rewards(evaluator.scores, config.reward)
         law = metropolis_law(space, log_rewards, steps)
         metrics |= evaluator.distances(law_through_noise(space, law, environment.kernel))
     oracle.close()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from actors.environments.sequence import SequenceEnvironment
-from actors.oracles.base import Oracle, valid_scores
+from actors.oracles.base import Oracle, valid_log_rewards, valid_scores
 from actors.rollout import draw_trajectories
 from actors.trajectories import TrajectoryBatch
 from distributed.config import ConfigError, ExperimentConfig
@@ -17,7 +17,6 @@ from learner.dynamics import DynamicsModel
 from learner.flat import FlatParameters
 from learner.gflownet import EvaluationWeights
 from learner.metrics import novelty, sample_metrics
-from learner.rewards import log_reward
 
 MAX_KMERS = 1_000_000
 
@@ -90,8 +89,7 @@ class Evaluator:
         if not valid.any():
             raise ConfigError("oracle: not one sequence of the space has a valid score")
         self.scores = np.where(valid, self.scores, np.nan)
-        log_rewards = log_reward(torch.from_numpy(np.where(valid, self.scores, 0)), self.config.reward).numpy()
-        self._target = exact.target_tree(space, np.where(valid, log_rewards.astype(np.float64), -np.inf))
+        self._target = exact.target_tree(space, valid_log_rewards(self.scores, self.config.reward))
         try:
             floor = exact.replacement_floor(self.environment.kernel)
         except ValueError:
@@ -164,7 +162,7 @@ class Evaluator:
         if self.is_exact:
             return metrics, EvaluatedSamples(drawn[valid], None, None)
         scores = np.where(valid, drawn.scores, 0)
-        rewards = np.where(valid, log_reward(torch.from_numpy(scores), self.config.reward).numpy(), -np.inf)
+        rewards = valid_log_rewards(drawn.scores, self.config.reward)
         log_probabilities = sampled.log_probabilities(self.policy, drawn, self.environment.kernel)
         metrics |= sampled.importance_metrics(
             log_probabilities, rewards, scores, np.random.default_rng(derive_seed(seed, "bootstrap"))
