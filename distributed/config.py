@@ -2,9 +2,9 @@
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -135,8 +135,8 @@ def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Experi
     return validate(apply_overrides(read_yaml(path), overrides))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, read safely; raises ConfigError."""
+def read_yaml(path: Path, *, sections: bool = True) -> dict[str, Any]:
+    """The mapping in a YAML file, of sections unless told otherwise, read safely; raises ConfigError."""
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, which no config is")
@@ -146,7 +146,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     content = _parse_yaml(text, str(path))
     if content is None:
         return {}
-    if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
+    if not isinstance(content, dict) or (sections and not all(isinstance(v, dict) for v in content.values())):
         raise ConfigError(f"{path}: a config is a mapping of sections ({', '.join(ExperimentConfig.model_fields)})")
     return content
 
@@ -163,9 +163,14 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]
 
     Choosing another `name` of the sections oracle and network discards what the file says of the old one.
     """
+    parsed = {key: _parse_yaml(text, f"--{key}") for key, text in overrides}
+    return apply_values(values, parsed)
+
+
+def apply_values(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `values` with dotted keys replaced by the values in `changes`, as `apply_overrides` does with texts."""
     values = copy.deepcopy(values)
-    for key, text in sorted(overrides, key=lambda item: not item[0].endswith(".name")):
-        value = _parse_yaml(text, f"--{key}")
+    for key, value in sorted(changes.items(), key=lambda item: not item[0].endswith(".name")):
         *parents, last = key.split(".")
         if not parents:
             raise ConfigError(f"--{key}: unknown option; config keys are given as --section.key value")
@@ -250,13 +255,14 @@ def describe_fields(
 ) -> Iterator[tuple[str, str, str]]:
     """(key, default, description) of every config field, for help texts; `defaults`: an instance that holds them."""
     for name, field in model.model_fields.items():
-        default = field.default if defaults is None else getattr(defaults, name)
+        default = field.get_default(call_default_factory=True) if defaults is None else getattr(defaults, name)
         inner = _models_of(field.annotation)
         if inner:
+            place = f"{prefix}{name}.KEY." if get_origin(field.annotation) is dict else f"{prefix}{name}."
             for part in inner:
                 tag = f" [{_literals(part)[0]}]" if len(inner) > 1 else ""
                 held = default if isinstance(default, part) else None
-                for key, shown, text in describe_fields(part, f"{prefix}{name}.", held):
+                for key, shown, text in describe_fields(part, place, held):
                     yield key, shown, text + tag
         else:
             required = field.is_required() and defaults is None

@@ -22,7 +22,7 @@ from distributed.experiment import make_environment, make_oracle, num_dynamics_t
 from distributed.ray_actors import RemoteLearnerActor, RemoteReplayBufferActor, RemoteRolloutActor
 from distributed.ray_calls import FreshBatch, Pending, Slot
 from distributed.ray_faults import INFRASTRUCTURE, cause, last_line, raise_if_fault, reason
-from distributed.ray_runtime import beside_driver, connect, learner_gpus
+from distributed.ray_runtime import DRIVER_BUNDLE, LEARNER_BUNDLE, beside_driver, connect, learner_gpus, over_nodes
 from learner.gflownet import EvaluationWeights
 
 logger = logging.getLogger(__name__)
@@ -70,15 +70,19 @@ class RayBackend:
     def _make_learner(self, checkpoint: Path | None) -> Any:
         actors = self.config.actors
         options = RemoteLearnerActor.options(
-            num_cpus=actors.learner_num_cpus, num_gpus=learner_gpus(self.config), scheduling_strategy=beside_driver()
+            num_cpus=actors.learner_num_cpus,
+            num_gpus=learner_gpus(self.config),
+            scheduling_strategy=beside_driver(LEARNER_BUNDLE),
         )
         return options.remote(self.config, checkpoint)
 
     def _make_buffer(self, checkpoint: Path | None) -> Any:
-        return RemoteReplayBufferActor.options(scheduling_strategy=beside_driver()).remote(self.config, checkpoint)
+        return RemoteReplayBufferActor.options(scheduling_strategy=beside_driver(DRIVER_BUNDLE)).remote(
+            self.config, checkpoint
+        )
 
     def _make_rollout(self, index: int, incarnation: int) -> Any:
-        options = RemoteRolloutActor.options(num_cpus=self.config.actors.num_cpus, scheduling_strategy="SPREAD")
+        options = RemoteRolloutActor.options(num_cpus=self.config.actors.num_cpus, scheduling_strategy=over_nodes())
         return options.remote(self.config, index, incarnation)
 
     def _prefill(self) -> None:

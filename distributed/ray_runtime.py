@@ -8,19 +8,22 @@ import socket
 from pathlib import Path
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from distributed.backend import RunFailed
 from distributed.config import ConfigError, ExperimentConfig
 
 logger = logging.getLogger(__name__)
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
+DRIVER_BUNDLE, LEARNER_BUNDLE = 0, 1
+"""Of a trial's reservation; the rollout actors have the others."""
 PACKAGES = ("learner", "actors", "distributed")
 
 
-def connect(config: ExperimentConfig) -> bool:
+def connect(config: ExperimentConfig, num_cpus: float | None = None) -> bool:
     """Start or attach to Ray as `run.address` says; returns whether this call did it, so that the caller shuts it down.
 
+    `num_cpus`: CPUs that must fit at a time; by default those of the run's actors.
     Raises RunFailed if there is no cluster, or it refuses, and ConfigError if it can never hold the actors asked for.
     """
     if ray.is_initialized():
@@ -29,10 +32,11 @@ def connect(config: ExperimentConfig) -> bool:
     os.environ.setdefault(
         "RAY_IGNORE_UNHANDLED_ERRORS", "1"
     )  # every failed call is handled, or its cause is shown once
+    needed = needed_cpus(config) if num_cpus is None else num_cpus
     if config.run.address is None:
-        _start_local(config)
+        _start_local(needed)
     else:
-        _attach(config)
+        _attach(config, needed)
     return True
 
 
@@ -41,21 +45,21 @@ def needed_cpus(config: ExperimentConfig) -> float:
     return config.actors.learner_num_cpus + config.actors.num_rollout_actors * config.actors.num_cpus
 
 
-def _start_local(config: ExperimentConfig) -> None:
+def _start_local(needed: float) -> None:
     # first on every worker's path: another installed package is called `distributed` too
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
     cpus = os.cpu_count() or 1
-    if needed_cpus(config) > cpus:
-        logger.info("the actors reserve %g CPUs, this machine has %d: they will share", needed_cpus(config), cpus)
+    if needed > cpus:
+        logger.info("the actors reserve %g CPUs, this machine has %d: they will share", needed, cpus)
     ray.init(
         address="local",
-        num_cpus=max(cpus, math.ceil(needed_cpus(config))),
+        num_cpus=max(cpus, math.ceil(needed)),
         include_dashboard=False,
         logging_level=logging.WARNING,
     )
 
 
-def _attach(config: ExperimentConfig) -> None:
+def _attach(config: ExperimentConfig, needed: float) -> None:
     modules = [importlib.import_module(package) for package in PACKAGES]
     try:
         _check_answers(config.run.address)
@@ -66,11 +70,11 @@ def _attach(config: ExperimentConfig) -> None:
             "~/.ray/auth_token on this machine (see README, 'Cluster')?"
         ) from error
     have = ray.cluster_resources().get("CPU", 0.0)
-    if needed_cpus(config) > have:
+    if needed > have:
         ray.shutdown()
         raise ConfigError(
             f"actors.num_rollout_actors: {config.actors.num_rollout_actors} actors of {config.actors.num_cpus:g} CPUs and a "
-            f"learner of {config.actors.learner_num_cpus:g} need {needed_cpus(config):g} CPUs; the cluster has {have:g}"
+            f"learner of {config.actors.learner_num_cpus:g} need {needed:g} CPUs; the cluster has {have:g}"
         )
 
 
@@ -81,9 +85,18 @@ def _check_answers(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def beside_driver() -> NodeAffinitySchedulingStrategy:
-    """Placement on the driver's node, whose disk holds the run folder."""
+def beside_driver(bundle: int) -> NodeAffinitySchedulingStrategy | PlacementGroupSchedulingStrategy:
+    """Placement on the driver's node, whose disk holds the run folder; in a trial, in that bundle of its reservation."""
+    reserved = ray.util.get_current_placement_group()
+    if reserved is not None:
+        return PlacementGroupSchedulingStrategy(reserved, placement_group_bundle_index=bundle)
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def over_nodes() -> str | PlacementGroupSchedulingStrategy:
+    """Placement over all nodes; in a trial, anywhere in its reservation."""
+    reserved = ray.util.get_current_placement_group()
+    return "SPREAD" if reserved is None else PlacementGroupSchedulingStrategy(reserved)
 
 
 def learner_gpus(config: ExperimentConfig) -> float:

@@ -19,7 +19,7 @@ from distributed.evaluation import Evaluator
 from distributed.experiment import make_environment, make_learner, make_oracle, make_replay_buffer, offline_sequences
 from distributed.progress import configure_logging, print_summary
 from distributed.run_folder import RunFolder, default_name
-from distributed.training_loop import DONE, INTERRUPTED, TrainingLoop
+from distributed.training_loop import DONE, INTERRUPTED, Hooks, TrainingLoop
 from learner.checkpoint import CheckpointError
 from learner.gflownet import resolve_device
 
@@ -61,23 +61,35 @@ def main(arguments: list[str] | None = None) -> int:
 def train(
     config: ExperimentConfig, folder: RunFolder | None, checkpoint: Path | None, state: dict[str, Any] | None
 ) -> int:
-    """Check everything that can be checked, make the run folder unless it is given, and run; returns the exit code."""
+    """Run, and print the summary; returns the exit code."""
+    folder, summary = train_in_folder(config, folder, checkpoint, state)
+    print_summary(summary, f"{config.run.name}: {summary['status']}", str(folder.path))
+    return EXIT_CODES.get(summary["status"], cli.EXIT_FAILED)
+
+
+def train_in_folder(
+    config: ExperimentConfig,
+    folder: RunFolder | None,
+    checkpoint: Path | None,
+    state: dict[str, Any] | None,
+    hooks: Hooks | None = None,
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Check everything that can be checked, make the run folder unless it is given, and run; returns folder and summary."""
     environment = make_environment(config)
     evaluator = prepare(config, environment, resumed=folder is not None)
-    if folder is None:
-        folder = RunFolder.create(config)
-    logger.info("run folder %s", folder.path)
     try:
+        if folder is None:
+            folder = RunFolder.create(config)
+        logger.info("run folder %s", folder.path)
         with folder.locked():
             if checkpoint is not None and state is not None:
                 folder.write_config(config)
                 folder.forget_metrics_after(state["step"])
                 folder.checkpoints.set_aside_newer(checkpoint)
-            summary = TrainingLoop(config, folder, make_backend(config, folder), evaluator).run(checkpoint, state)
+            loop = TrainingLoop(config, folder, make_backend(config, folder), evaluator, hooks)
+            return folder, loop.run(checkpoint, state)
     finally:
         evaluator.oracle.close()
-    print_summary(summary, f"{config.run.name}: {summary['status']}", str(folder.path))
-    return EXIT_CODES.get(summary["status"], cli.EXIT_FAILED)
 
 
 def prepare(config: ExperimentConfig, environment: SequenceEnvironment, *, resumed: bool) -> Evaluator:

@@ -60,13 +60,18 @@ class RunFolder:
         self._replace(self.config_file, config.to_yaml())
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from writing into this folder; raises ConfigError if one does."""
+    def locked(self, wait_seconds: float = 0.0) -> Iterator[None]:
+        """Keep other processes from writing into this folder; raises ConfigError if one still does after that wait."""
+        deadline = time.monotonic() + wait_seconds
         with open(self.path / "lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(f"{self.path}: another process is running this run") from None
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise ConfigError(f"{self.path}: another process is running this run") from None
+                    time.sleep(0.2)
             yield
 
     def append_metrics(self, record: dict[str, Any]) -> None:

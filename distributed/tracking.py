@@ -18,6 +18,10 @@ MAX_BACKLOG = 20_000
 MAX_METRICS_A_CALL = 1000
 RUN_KEY_TAG = "run_key"
 """Tag by which a resumed run finds the MLflow run it belongs to."""
+PARENT_TAG = "mlflow.parentRunId"
+ENDED_TAG = "ended"
+"""Tag with the run's own word for how it ended, which tells a trial that was stopped early from one that is done."""
+MLFLOW_STATUS = {"done": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 CLOSE_SECONDS = 30.0
 """How long the end of a run waits for the store."""
 
@@ -30,9 +34,9 @@ def tracking_uri(config: ExperimentConfig) -> str:
 class MlflowTracker:
     """Sends parameters, metrics and artifacts of one run; every method returns at once."""
 
-    def __init__(self, config: ExperimentConfig, *, run_key: str):
-        """Continues the MLflow run that carries the tag `run_key`, or makes one."""
-        self._config, self._run_key = config, run_key
+    def __init__(self, config: ExperimentConfig, *, run_key: str, tags: dict[str, str] | None = None):
+        """Continues the MLflow run that carries the tag `run_key`, or makes one, with `tags` besides."""
+        self._config, self._run_key, self._tags = config, run_key, tags or {}
         self.run_id: str | None = None
         self._uri = tracking_uri(config)
         self._backlog: deque[tuple[int, int, dict[str, float]]] = deque(maxlen=MAX_BACKLOG)
@@ -49,14 +53,14 @@ class MlflowTracker:
         self._wake.set()
 
     def close(self, status: str, artifacts: list[Path], summary: dict[str, Any]) -> None:
-        """Send what is left, the artifacts, the final figures and the status (FINISHED, FAILED or KILLED).
+        """Send what is left, the artifacts, the final figures and how the run ended (a key of `MLFLOW_STATUS`).
 
         Waits for at most `CLOSE_SECONDS`.
         """
         numbers = {k: float(v) for k, v in summary.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         self.log(int(summary.get("num_learner_steps", 0)), {f"final_{name}": value for name, value in numbers.items()})
         self._last_words = [partial(self._send_artifact, path) for path in artifacts]
-        self._last_words.append(lambda client: client.set_terminated(self.run_id, status))
+        self._last_words.append(lambda client: end_run(client, self.run_id, status))
         self._closing = True
         self._wake.set()
         self._thread.join(CLOSE_SECONDS)
@@ -92,25 +96,16 @@ class MlflowTracker:
                 pause = min(30.0, 2 * pause)
 
     def _connect(self) -> Any:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        client = connect_client(self._uri)
         from mlflow.entities import Param
-        from mlflow.tracking import MlflowClient
 
-        client = MlflowClient(self._uri)
-        name = self._config.tracking.experiment
-        experiment = client.get_experiment_by_name(name)
-        experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
-        found = client.search_runs([experiment_id], f"tags.{RUN_KEY_TAG} = '{self._run_key}'", max_results=1)
-        if found:
-            self.run_id = found[0].info.run_id
+        experiment = experiment_id(client, self._config.tracking.experiment)
+        self.run_id = find_run(client, experiment, self._run_key)
+        if self.run_id is not None:
             client.update_run(self.run_id, status="RUNNING")
             return client
-        tags = {RUN_KEY_TAG: self._run_key}
-        self.run_id = client.create_run(experiment_id, run_name=self._config.run.name, tags=tags).info.run_id
+        tags = {RUN_KEY_TAG: self._run_key, **self._tags}
+        self.run_id = client.create_run(experiment, run_name=self._config.run.name, tags=tags).info.run_id
         self._parameters = [
             Param(key, str(value)[:6000]) for key, value in flatten(self._config.model_dump(mode="json"))
         ]
@@ -137,6 +132,105 @@ class MlflowTracker:
             except Exception:
                 self._backlog.extendleft(reversed(taken))
                 raise
+
+
+class SweepTracker:
+    """The MLflow run of a sweep, parent of its trials'.
+
+    Written by the driver, which waits for the store; one that cannot be reached is a warning.
+    """
+
+    def __init__(self, config: ExperimentConfig, key: str, name: str, parameters: dict[str, Any]):
+        """Find the parent run by `key`, or make it; before any trial starts, so that none has to make the store."""
+        self.run_id: str | None = None
+        self._client: Any = None
+        if config.tracking.mlflow:
+            self._try(lambda: self._open(config, key, name, parameters))
+
+    def _open(self, config: ExperimentConfig, key: str, name: str, parameters: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        self._client = connect_client(tracking_uri(config))
+        self._experiment = experiment_id(self._client, config.tracking.experiment)
+        self.run_id = find_run(self._client, self._experiment, key)
+        if self.run_id is not None:
+            self._client.update_run(self.run_id, status="RUNNING")
+            return
+        run_id = self._client.create_run(self._experiment, run_name=name, tags={RUN_KEY_TAG: key}).info.run_id
+        params = [Param(name, str(value)[:6000]) for name, value in flatten(parameters)]
+        for start in range(0, len(params), 100):
+            self._client.log_batch(run_id, params=params[start : start + 100])
+        self.run_id = run_id
+
+    def close(self, ended: str, trials: dict[str, str], artifacts: list[Path], figures: dict[str, float]) -> None:
+        """Log the report and end the parent run, and see that every trial's run ended as `trials` (run key -> how) says.
+
+        A trial that was killed could not say so itself; runs of trials that are not listed count as interrupted.
+        """
+        if self.run_id is None:
+            return
+
+        def close() -> None:
+            for name, value in figures.items():
+                self._client.log_metric(self.run_id, name, value)
+            for path in artifacts:
+                self._client.log_artifact(self.run_id, str(path))
+            for child in find_children(self._client, self._experiment, self.run_id):
+                status = trials.get(child.data.tags.get(RUN_KEY_TAG, ""), "interrupted")
+                if child.info.status != MLFLOW_STATUS[status] or child.data.tags.get(ENDED_TAG) != status:
+                    end_run(self._client, child.info.run_id, status)
+            end_run(self._client, self.run_id, ended)
+
+        self._try(close)
+
+    @staticmethod
+    def _try(action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # the client raises many types; none of them may end a sweep
+            logger.warning("MLflow: %s; the sweep goes on without", without_credentials(_first_line(error)))
+
+
+def connect_client(uri: str) -> Any:
+    """A client that gives up early, and says little."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def experiment_id(client: Any, name: str) -> str:
+    """The id of the experiment `name`, which is made if there is none."""
+    experiment = client.get_experiment_by_name(name)
+    return experiment.experiment_id if experiment else client.create_experiment(name)
+
+
+def find_run(client: Any, experiment: str, key: str) -> str | None:
+    """The run that carries the tag `run_key`."""
+    found = client.search_runs([experiment], f"tags.{RUN_KEY_TAG} = '{key}'", max_results=1)
+    return found[0].info.run_id if found else None
+
+
+def find_children(client: Any, experiment: str, parent: str | None) -> list[Any]:
+    """All runs whose parent is the run `parent`."""
+    found: list[Any] = []
+    page = None
+    while True:
+        page = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent}'", max_results=500, page_token=page)
+        found += page
+        page = page.token
+        if not page:
+            return found
+
+
+def end_run(client: Any, run_id: str | None, ended: str) -> None:
+    """Set how a run ended (a key of `MLFLOW_STATUS`)."""
+    client.set_tag(run_id, ENDED_TAG, ended)
+    client.set_terminated(run_id, MLFLOW_STATUS[ended])
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -4,9 +4,12 @@ import logging
 import math
 import signal
 import subprocess
+import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,8 +27,8 @@ from learner.gflownet import EvaluationWeights
 from learner.metrics import find_modes
 
 logger = logging.getLogger(__name__)
-DONE, INTERRUPTED, FAILED = "done", "interrupted", "failed"
-MLFLOW_STATUS = {DONE: "FINISHED", INTERRUPTED: "KILLED", FAILED: "FAILED"}
+DONE, STOPPED, INTERRUPTED, FAILED = "done", "stopped", "interrupted", "failed"
+"""How a run ended: by itself, early by a sweep's scheduler, by the user, or with an error."""
 
 
 class StopSignal:
@@ -36,6 +39,8 @@ class StopSignal:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is not threading.main_thread():
+            return self  # a trial of a sweep; see `Hooks.stop_reason`
         self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         self.listen()
         return self
@@ -56,11 +61,35 @@ class StopSignal:
         logger.warning("stopping after this step and saving; press Ctrl-C again to stop at once")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What a sweep adds to a run."""
+
+    run_key: str | None = None
+    """Key by which MLflow's run is found again; None: a new one, kept in the checkpoints."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Tags of MLflow's run."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Logged once, when the run starts or goes on."""
+    on_evaluation: Callable[[int, dict[str, float], Callable[[], Path]], None] | None = None
+    """Called with the learner step, the metrics of an evaluation, and a function that writes a checkpoint."""
+    stop_reason: Callable[[], str | None] = lambda: None
+    """Asked after every step: the status with which the run shall end now, or None to go on."""
+
+
 class TrainingLoop:
     """Drives a backend until the run is done, and leaves a complete run folder."""
 
-    def __init__(self, config: ExperimentConfig, folder: RunFolder, backend: Backend, evaluator: Evaluator):
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        folder: RunFolder,
+        backend: Backend,
+        evaluator: Evaluator,
+        hooks: Hooks | None = None,
+    ):
         self.config, self.folder, self.backend, self.evaluator = config, folder, backend, evaluator
+        self.hooks = hooks or Hooks()
         self.step = 0
         self._run_key = uuid.uuid4().hex
         self._tracker: MlflowTracker | None = None
@@ -75,16 +104,16 @@ class TrainingLoop:
         """Train, from `checkpoint` and its `state` if given; returns the summary, whose `status` says how it ended."""
         state = state or {}
         self.step, self._earlier_seconds = state.get("step", 0), state.get("wall_seconds", 0.0)
-        self._run_key = state.get("run_key", self._run_key)
+        self._run_key = self.hooks.run_key or state.get("run_key", self._run_key)
         self._plan_evaluation()
         if self.config.tracking.mlflow:
-            self._tracker = MlflowTracker(self.config, run_key=self._run_key)
+            self._tracker = MlflowTracker(self.config, run_key=self._run_key, tags=self.hooks.tags)
         status, error = FAILED, None
         try:
             with StopSignal() as stop, ProgressLine(self.config.run.num_learner_steps) as progress:
                 try:
                     self._train(checkpoint, stop, progress)
-                    status = INTERRUPTED if stop.requested else DONE
+                    status = self._stop_reason(stop) or DONE
                 except KeyboardInterrupt:
                     status = INTERRUPTED
                     raise
@@ -96,15 +125,19 @@ class TrainingLoop:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self.backend.close()
             if self._tracker is not None:  # left in a hurry, or never begun
-                self._tracker.close(MLFLOW_STATUS[status], [], {})
+                self._tracker.close(status, [], {})
 
     def _train(self, checkpoint: Path | None, stop: StopSignal, progress: ProgressLine) -> None:
         self.backend.start(checkpoint)
         stop.listen()
         if checkpoint is None:
             self._save()
+        if self.hooks.figures:
+            self._log(self.step, self.hooks.figures)
         trained, begun = self.backend.accounting.num_trained, time.monotonic()
-        while self.step < self.config.run.num_learner_steps and not stop.requested and not self._out_of_time():
+        while self.step < self.config.run.num_learner_steps and not self._out_of_time():
+            if self._stop_reason(stop) is not None:
+                break
             result = self.backend.step()
             if result is None:
                 continue
@@ -120,6 +153,9 @@ class TrainingLoop:
         if last is not None:
             self.step = last.step
         self._collect_evaluation(wait=True)
+
+    def _stop_reason(self, stop: StopSignal) -> str | None:
+        return INTERRUPTED if stop.requested else self.hooks.stop_reason()
 
     def _out_of_time(self) -> bool:
         limit = self.config.run.max_seconds
@@ -175,17 +211,22 @@ class TrainingLoop:
             logger.warning("no evaluation at this step: %s", error)
             return {}
         self._log(step, metrics)
+        if self.hooks.on_evaluation is not None:
+            self.hooks.on_evaluation(step, metrics, self._write)
         return metrics
 
     def _save(self) -> None:
         """Write a checkpoint; if that fails, the last one stays and the next interval tries again."""
-        self._last_save = time.monotonic()
         try:
-            self.folder.checkpoints.write(self.step, self._write_checkpoint)
+            self._write()
         except OSError as error:
             logger.warning(
                 "no checkpoint at step %d (%s); the last one is kept, and another try follows", self.step, error
             )
+
+    def _write(self) -> Path:
+        self._last_save = time.monotonic()
+        return self.folder.checkpoints.write(self.step, self._write_checkpoint)
 
     def _write_checkpoint(self, folder: Path) -> dict[str, Any]:
         return {
@@ -221,7 +262,7 @@ class TrainingLoop:
             logger.error("summary.json was not written (%s)", failure)
             summary |= {"status": FAILED, "error": str(failure)}
         if self._tracker is not None:
-            self._tracker.close(MLFLOW_STATUS[summary["status"]], self._artifacts(), summary)
+            self._tracker.close(summary["status"], self._artifacts(), summary)
             self._tracker = None
         return summary
 

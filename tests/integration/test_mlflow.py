@@ -96,7 +96,7 @@ def test_what_a_server_missed_while_it_was_down_is_sent_when_it_returns(in_tmp_p
         while tracker.run_id is None and time.monotonic() < deadline:
             time.sleep(0.5)
         assert tracker.run_id is not None
-        tracker.close("FINISHED", [], {"num_learner_steps": 1})
+        tracker.close("done", [], {"num_learner_steps": 1})
         client = MlflowClient(f"http://127.0.0.1:{port}")
         run = one_run(client)
         assert (run.info.status, run.data.metrics["loss"]) == ("FINISHED", 3.0)

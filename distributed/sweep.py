@@ -1,0 +1,99 @@
+"""Sweep with Ray Tune:  python -m distributed.sweep SWEEP.yaml [--section.key value …] [--resume DIR]
+
+Every trial is a run with learner, buffer and rollout actors of its own. Leaves a folder with a run folder for each trial,
+results.csv, points.csv, a plot, and best.yaml, the best point ready to run. Ctrl-C ends cleanly; --resume goes on, also
+after a crash.
+"""
+
+import argparse
+import logging
+import uuid
+from pathlib import Path
+
+import yaml
+
+from distributed import cli
+from distributed.config import ConfigError, apply_overrides, describe_fields, read_yaml, validate, validate_section
+from distributed.progress import configure_logging
+from distributed.run_folder import default_name
+from distributed.search_space import check_space
+from distributed.sweep_config import SweepConfig
+from distributed.tuning import Sweep, find_metric, run_sweep
+
+logger = logging.getLogger(__name__)
+SWEEP_FILE = "sweep.yaml"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m distributed.sweep", description=__doc__, epilog=_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("config", nargs="?", type=Path, help="YAML file with a section sweep")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the sweep in this folder")
+    options, overrides = cli.parse_with_overrides(parser, arguments)
+    configure_logging()
+    if (options.config is None) == (options.resume is None):
+        raise ConfigError("give either a sweep's YAML file, or --resume with its folder")
+    if options.resume is not None:
+        if overrides:
+            raise ConfigError("--resume goes on with the sweep as it was; no keys can be changed")
+        sweep = _load(options.resume)
+    else:
+        sweep = _create(options.config, overrides)
+    logger.info("sweep folder %s", sweep.folder)
+    return run_sweep(sweep, resumed=options.resume is not None)
+
+
+def _help() -> str:
+    lines = ["keys of the section sweep (the others are those of a run, see python -m distributed.run --help):"]
+    for key, default, text in describe_fields(SweepConfig, "sweep."):
+        lines.append(f"  {key}  (default {default})\n        {text}")
+    return "\n".join(lines)
+
+
+def _create(file: Path, overrides: list[tuple[str, str]]) -> Sweep:
+    """A new sweep's folder, after everything that can be checked was; raises ConfigError."""
+    values = apply_overrides(read_yaml(file), overrides)
+    section = values.pop("sweep", None)
+    if section is None:
+        raise ConfigError(f"{file}: has no section sweep; see tune_configs/sweep_gamma.yaml for one")
+    config = validate_section(SweepConfig, "sweep", section)
+    check_space(values, config.space)
+    base = validate(values)
+    name = base.run.name or default_name(file)
+    values.get("run", {}).pop("name", None)
+    folder = (base.run.output_folder / name).absolute()
+    metric = find_metric(config, base)
+    sweep = Sweep(key=uuid.uuid4().hex, name=name, folder=folder, config=config, base=values, metric=metric)
+    try:
+        folder.mkdir(parents=True)
+        (folder / SWEEP_FILE).write_text(yaml.safe_dump(sweep.to_dict(), sort_keys=False))
+    except FileExistsError:
+        raise ConfigError(
+            f"run.name: the folder {folder} exists; choose another name, or continue it with --resume {folder}"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"run.output_folder: {folder} cannot be made ({error})") from error
+    return sweep
+
+
+def _load(folder: Path) -> Sweep:
+    """The sweep in an existing folder; raises ConfigError."""
+    file = folder / SWEEP_FILE
+    if not file.is_file():
+        raise ConfigError(f"{folder}: not the folder of a sweep (it has no {SWEEP_FILE})")
+    values = read_yaml(file, sections=False)
+    try:
+        config = validate_section(SweepConfig, "sweep", values["sweep"])
+        return Sweep(
+            key=values["key"], name=values["name"], folder=folder.absolute(), config=config, base=values["base"],
+            metric=values["metric"],
+        )  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: damaged ({error})") from error
+
+
+if __name__ == "__main__":
+    cli.exit_with(main)

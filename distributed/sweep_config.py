@@ -1,0 +1,92 @@
+"""The section `sweep` of a sweep's YAML file; the other sections are the base experiment."""
+
+import importlib.util
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from distributed.search_space import Domain
+from learner.configs import StrictConfig
+
+OPTIONAL = ("optuna", "hyperopt")
+"""Search algorithms whose package, of the same name, is not installed with this one."""
+FIXED_FOR_PBT = ("run.", "network.", "dynamics.network", "environment.", "oracle.")
+"""Keys without which a checkpoint of another trial cannot be taken over."""
+
+
+class SchedulerConfig(StrictConfig):
+    """Which trials are stopped early, or changed while they run."""
+
+    name: Literal["fifo", "asha", "median", "pbt"] = "fifo"
+    """fifo: none; asha: successive halving; median: those worse than the median of the others; pbt: population-based
+    training, in which the worst trials go on from checkpoints of the best with changed values."""
+    grace_steps: int | None = Field(None, ge=1)
+    """asha, median: learner steps that every trial gets; null: one interval of evaluation."""
+    reduction_factor: float = Field(3.0, gt=1, le=100)
+    """asha: at each rung the best 1/this go on."""
+    perturbation_steps: int | None = Field(None, ge=1)
+    """pbt: learner steps between changes; null: a quarter of the run."""
+    quantile: float = Field(0.25, gt=0, le=0.5)
+    """pbt: the worst share copies from the best share."""
+
+
+class SweepConfig(StrictConfig):
+    """What is varied, and how the trials are chosen, run and judged."""
+
+    space: dict[str, Domain] = Field(min_length=1)
+    """Config key -> its values."""
+    metric: str | None = None
+    """Figure by which trials are compared; null: excess_kl, or sampled_reverse_kl where there is no exact law."""
+    mode: Literal["min", "max"] = "min"
+    """Whether less or more of it is better."""
+    num_samples: int = Field(8, ge=1, le=100_000)
+    """Points drawn from the space; with grids, how often the whole grid is run."""
+    seeds: tuple[int, ...] | None = Field(None, min_length=1)
+    """Each point is run with each of these seeds, and judged by their median; null: run.seed alone."""
+    max_concurrent: int | None = Field(None, ge=1)
+    """Trials that run at a time; null: as many as there is room for."""
+    search: Literal["random", "optuna", "hyperopt"] = "random"
+    """How points are chosen; random includes grids."""
+    scheduler: SchedulerConfig = SchedulerConfig()
+    """Early stopping."""
+    trial_num_cpus: float | None = Field(None, gt=0)
+    """CPU share that Ray reserves for the process that drives a trial, besides what its actors reserve; null: 0.25, or 1
+    with run.backend serial, where that process does everything."""
+    max_failures: int = Field(0, ge=0)
+    """How often a trial that failed is started anew from its last checkpoint."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SweepConfig":
+        if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: each may be listed once")
+        if "run.seed" in self.space:
+            raise ValueError("space: run.seed is varied by sweep.seeds")
+        self._check_search()
+        if self.scheduler.name == "pbt":
+            self._check_pbt()
+        return self
+
+    def _check_search(self) -> None:
+        if self.search == "random":
+            return
+        if importlib.util.find_spec(self.search) is None:
+            raise ValueError(f"search: {self.search} is not installed; run: pip install {self.search}")
+        for key, domain in self.space.items():
+            if domain.kind == "grid":
+                raise ValueError(f"space: {key} is a grid, which search: {self.search} cannot follow; allowed: choice")
+
+    def _check_pbt(self) -> None:
+        if self.search != "random":
+            raise ValueError("scheduler: pbt chooses values itself; allowed with it: search: random")
+        if self.seeds is not None and len(self.seeds) > 1:
+            raise ValueError("scheduler: pbt mixes trials, so seeds cannot be compared; allowed with it: one seed")
+        if self.max_concurrent is not None:
+            raise ValueError("max_concurrent: with scheduler: pbt all trials take turns in the room that there is; allowed: null")
+        for key, domain in self.space.items():
+            if domain.when:
+                raise ValueError(f"space: {key} has a condition; scheduler: pbt changes keys without")
+            if key.startswith(FIXED_FOR_PBT):
+                raise ValueError(
+                    f"space: {key} cannot change while a trial runs; allowed with scheduler: pbt: keys that do not begin "
+                    f"with {', '.join(FIXED_FOR_PBT)}"
+                )
