@@ -81,7 +81,9 @@ class SweepConfig(StrictConfig):
         if self.seeds is not None and len(self.seeds) > 1:
             raise ValueError("scheduler: pbt mixes trials, so seeds cannot be compared; allowed with it: one seed")
         if self.max_concurrent is not None:
-            raise ValueError("max_concurrent: with scheduler: pbt all trials take turns in the room that there is; allowed: null")
+            raise ValueError(
+                "max_concurrent: with scheduler: pbt all trials take turns in the room that there is; allowed: null"
+            )
         for key, domain in self.space.items():
             if domain.when:
                 raise ValueError(f"space: {key} has a condition; scheduler: pbt changes keys without")

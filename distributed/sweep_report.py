@@ -100,8 +100,10 @@ class SweepProgress(tune.Callback):
 
 def error_of(trial: Any) -> str:
     """The line of a trial's error that names its cause."""
-    error = trial.get_error()
-    return last_line(error) if error is not None else f"see {trial.error_file}"
+    try:
+        return last_line(trial.get_error() or RuntimeError(Path(trial.error_file).read_text()))
+    except (OSError, TypeError):  # on another host, or there is none
+        return f"see {trial.error_file}"
 
 
 def points_of(results: list[TrialResult], sweep: SweepConfig, metric: str, base: dict[str, Any]) -> list[PointResult]:

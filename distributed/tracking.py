@@ -27,8 +27,13 @@ CLOSE_SECONDS = 30.0
 
 
 def tracking_uri(config: ExperimentConfig) -> str:
-    """Where runs are logged: the config, or $MLFLOW_TRACKING_URI, or a sqlite file in this folder."""
-    return config.tracking.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    """Where runs are logged: the config, or $MLFLOW_TRACKING_URI, or a sqlite file in this folder.
+
+    A path is absolute, so that it names the same store in every process.
+    """
+    uri = config.tracking.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    path = uri.removeprefix("sqlite:///")
+    return f"sqlite:///{Path(path).absolute()}" if path != uri else uri
 
 
 class MlflowTracker:

@@ -22,7 +22,7 @@ from distributed.run import newest_readable, train_in_folder
 from distributed.run_folder import RunFolder
 from distributed.search_space import Domain, applicable
 from distributed.tracking import PARENT_TAG
-from distributed.training_loop import FAILED, INTERRUPTED, STOPPED, Hooks
+from distributed.training_loop import DONE, FAILED, INTERRUPTED, STOPPED, Hooks
 
 logger = logging.getLogger(__name__)
 STEP = "num_learner_steps"
@@ -214,6 +214,10 @@ class TrialRun:
             if self._folder.path.is_dir():
                 with self._folder.locked(LOCK_SECONDS):
                     pass  # the process of an earlier life has ended
+            done = self._done_before()
+            if done is not None:
+                self._events.put(done)
+                return
             _, summary = train_in_folder(self._config, *self._go_on_from(), self._hooks)
             if summary["status"] == FAILED:
                 raise TrialFailed(summary["error"] or "the run failed")
@@ -224,6 +228,13 @@ class TrialRun:
         except Exception as error:  # whatever it is, Tune must hear of it
             logger.error("the trial in %s failed: %s", self._folder.path, error)
             self._events.put(error)
+
+    def _done_before(self) -> dict[str, Any] | None:
+        """The last figures of a run that ended, of which Tune had not heard when it was killed."""
+        if not self._folder.summary_file.exists():
+            return None
+        summary = json.loads(self._folder.summary_file.read_text())
+        return finite(summary) | {"done": True} if summary["status"] == DONE else None
 
     def _go_on_from(self) -> tuple[RunFolder | None, Path | None, dict[str, Any] | None]:
         if not self._folder.config_file.is_file():

@@ -22,6 +22,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Repeater
+from ray.tune.search.repeater import TRIAL_INDEX
 
 from distributed import cli
 from distributed.config import ConfigError, ExperimentConfig, validate
@@ -69,6 +70,11 @@ class Sweep:
         """What --resume needs."""
         section = self.config.model_dump(mode="json", exclude_unset=True)
         return {"key": self.key, "name": self.name, "metric": self.metric, "sweep": section, "base": self.base}
+
+    def seeded(self, point: dict[str, Any]) -> dict[str, Any]:
+        """`point` with run.seed in place of a number that the search gives to repeats."""
+        point = dict(point)
+        return {"run.seed": self.seeds[point.pop(TRIAL_INDEX)], **point} if TRIAL_INDEX in point else point
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Random numbers that a resumed sweep draws again."""
@@ -128,7 +134,7 @@ def _run_connected(sweep: Sweep, *, resumed: bool) -> int:
             seeds=sweep.seeds,
             folder=folder,
             working_directory=Path.cwd(),
-            mlflow_uri=_absolute(tracking_uri(experiment)),
+            mlflow_uri=tracking_uri(experiment),
             parent=tracker.run_id,
             metric=sweep.metric,
             mutates=sweep.config.scheduler.name == "pbt",
@@ -152,12 +158,6 @@ def _run_connected(sweep: Sweep, *, resumed: bool) -> int:
         logger.warning("interrupted; go on with --resume %s", sweep.folder)
         return cli.EXIT_INTERRUPTED
     return cli.EXIT_FAILED if failed else cli.EXIT_DONE
-
-
-def _absolute(uri: str) -> str:
-    """The same store, whatever directory a process is in."""
-    relative = uri.removeprefix("sqlite:///")
-    return f"sqlite:///{Path(relative).absolute()}" if relative != uri else uri
 
 
 class _Interruption:
@@ -299,7 +299,7 @@ def _result(sweep: Sweep, trial: Any, *, interrupted: bool) -> TrialResult:
     """What became of a trial of Tune's, in its run's own words where it left any."""
     folder = RunFolder(sweep.folder / TRIALS_FOLDER / trial.trial_id)
     summary = json.loads(folder.summary_file.read_text()) if folder.summary_file.exists() else {}
-    point = dict(trial.config)
+    point = sweep.seeded(trial.config)
     if sweep.config.scheduler.name == "pbt" and folder.config_file.exists():
         used = dotted(folder.load_config([]).model_dump(mode="json"))
         point = {key: used[key] for key in point if key in used}
