@@ -1,6 +1,7 @@
 """Compare runs:  python -m distributed.compare RUN… | --experiment NAME [--filter FILTER] [--metric NAME …] [--out DIR]
 
-A RUN is a run folder, or the id or the name of a run in MLflow; a run that has children, as a sweep's has, stands for them.
+A RUN is a run or sweep folder, or the id or the name of a run in MLflow; a run that has children, as a sweep's, stands for
+them.
 Prints a table, best first by the first metric, and writes it as compare.csv, and the learning curves as compare.png. The
 store, which is only read, is --tracking-uri, or where the given folders log to, or $MLFLOW_TRACKING_URI, or sqlite:///mlflow.db.
 """
@@ -9,14 +10,10 @@ import argparse
 import csv
 import logging
 import math
-import sqlite3
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from matplotlib import colormaps
@@ -31,19 +28,18 @@ from rich.table import Table
 
 from distributed import cli
 from distributed.checkpoints import load_state
-from distributed.config import ConfigError, ExperimentConfig, without_credentials
+from distributed.config import ConfigError, ExperimentConfig
+from distributed.mlflow_store import FINAL, PARENT_TAG, RUN_KEY_TAG, Curve, Store, age_of, number_of, tracking_uri
 from distributed.plots import CURVES
 from distributed.progress import configure_logging, stderr
 from distributed.run_folder import RunFolder
-from distributed.tracking import PARENT_TAG, RUN_KEY_TAG, connect_client, tracking_uri
+from distributed.sweep_config import SWEEP_FILE, load_sweep
 from learner.checkpoint import CheckpointError
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 logger = logging.getLogger(__name__)
-FINAL = "final_"
-"""Prefix of the figures that a run logs at its end."""
 DEFAULT_METRICS = ("excess_kl", "exact_tv", "sampled_reverse_kl", "mean_score", "top100_mean", "batch_score", "loss")
 BESIDES = ("mean_score", "num_modes", "num_trajectories")
 """Shown in the table beside the chosen metrics."""
@@ -57,79 +53,6 @@ LOGARITHMIC = {"loss", "excess_kl", "sampled_reverse_kl"}
 NOISE = ("run.name", "run.output_folder", "tracking.")
 """Parameters that the table leaves out, though they differ."""
 MAX_PANELS, MAX_LEGEND, MAX_PARAMETERS = 4, 12, 8
-Curve = tuple[np.ndarray, np.ndarray]
-"""Steps int [n], rising, and values float [n], finite."""
-
-
-class Store:
-    """Reads an MLflow store; every method raises ConfigError, with the store's own words, if it cannot."""
-
-    def __init__(self, uri: str):
-        self.uri = without_credentials(uri)
-        _check_files(uri)
-        with self._errors():
-            self._client = connect_client(uri)
-            found = _all_pages(lambda token: self._client.search_experiments(page_token=token))
-        self.experiments: dict[str, str] = {experiment.name: experiment.experiment_id for experiment in found}
-
-    def search(self, condition: str, experiments: Sequence[str] | None = None, *, option: str = "") -> "list[Run]":
-        """Runs that meet a condition, newest first, in all experiments or those of the given ids.
-
-        `option`: the command's option that gave the condition, which messages name.
-        """
-        ids = list(self.experiments.values() if experiments is None else experiments)
-        with self._errors(option):
-            found = _all_pages(lambda token: self._client.search_runs(ids, condition, page_token=token))
-        return sorted(found, key=_age)
-
-    def curve(self, run_id: str, key: str) -> Curve:
-        """The history of a metric; of a step that was logged twice, as by a resumed run, what was logged last."""
-        with self._errors():
-            history = self._client.get_metric_history(run_id, key)
-        last = {point.step: _number(point.value) for point in sorted(history, key=lambda point: point.timestamp)}
-        steps = [step for step in sorted(last) if math.isfinite(last[step])]
-        return np.array(steps, dtype=int), np.array([last[step] for step in steps])
-
-    @contextmanager
-    def _errors(self, option: str = "") -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # the client raises many types
-            message = without_credentials((str(error).strip().splitlines() or [type(error).__name__])[0])
-            refused = option and getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE"
-            raise ConfigError(f"{option if refused else f'MLflow at {self.uri}'}: {message}") from error
-
-
-def _check_files(uri: str) -> None:
-    """Raises ConfigError if `uri` names files that are no store, which MLflow would make into one."""
-    try:
-        parts = urlsplit(uri)
-        if parts.scheme.startswith("sqlite"):
-            path = Path(parts.path.removeprefix("/")).absolute()
-            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
-                database.execute("SELECT 1 FROM experiments LIMIT 1")
-        elif parts.scheme in ("", "file") and uri != "databricks" and not Path(parts.path).is_dir():
-            raise OSError("no such folder")
-    except (OSError, ValueError, sqlite3.Error) as error:
-        raise ConfigError(f"{without_credentials(uri)}: there is no MLflow store ({error})") from error
-
-
-def _all_pages(read: Callable[[str | None], Any]) -> list[Any]:
-    page = read(None)
-    found = list(page)
-    while page.token:
-        page = read(page.token)
-        found += page
-    return found
-
-
-def _age(run: "Run") -> int:
-    return -(run.info.start_time or 0)
-
-
-def _number(value: float) -> float:
-    """MLflow's databases hold the largest float in the place of infinity."""
-    return math.copysign(math.inf, value) if abs(value) >= sys.float_info.max else value
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -137,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m distributed.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folder, or id or name of a run in MLflow")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run or sweep folder, or id or name of a run in MLflow")
     parser.add_argument("--experiment", metavar="NAME", help="all runs of this MLflow experiment")
     parser.add_argument("--filter", help="with --experiment: MLflow's filter, as 'metrics.final_excess_kl < 0.1'")
     parser.add_argument("--metric", action="append", metavar="NAME", help="metric to compare; can be repeated")
@@ -154,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise ConfigError(f"--limit: got {options.limit}; allowed: 1 or more")
     folders = {word: RunFolder(Path(word)) for word in options.runs}
     configs = {word: folder.load_config([]) for word, folder in folders.items() if folder.config_file.is_file()}
+    configs |= {word: load_sweep(Path(word)).experiment for word in options.runs if (Path(word) / SWEEP_FILE).is_file()}
     store = Store(options.tracking_uri or _common_uri(list(configs.values())))
     if options.experiment is not None:
         runs = runs_of_experiment(store, options.experiment, options.filter or "")
@@ -199,6 +123,8 @@ def runs_named(store: Store, word: str, config: ExperimentConfig | None) -> "lis
 
 
 def _run_key(folder: str) -> str:
+    if (Path(folder) / SWEEP_FILE).is_file():
+        return load_sweep(Path(folder)).key
     for checkpoint in RunFolder(Path(folder)).checkpoints.newest_first():
         try:
             return str(load_state(checkpoint)["run_key"])
@@ -224,7 +150,7 @@ def runs_of_experiment(store: Store, name: str, condition: str) -> "list[Run]":
 
 def _newest(runs: "list[Run]", limit: int) -> "list[Run]":
     """Each run once, and at most `limit`."""
-    distinct = sorted({run.info.run_id: run for run in runs}.values(), key=_age)
+    distinct = sorted({run.info.run_id: run for run in runs}.values(), key=age_of)
     if len(distinct) > limit:
         logger.warning("%d runs; only the newest %d are compared (see --limit)", len(distinct), limit)
     return distinct[:limit]
@@ -245,7 +171,7 @@ def choose_metrics(runs: "Sequence[Run]", wanted: Sequence[str]) -> list[str]:
 def figure_of(run: "Run", metric: str) -> float | None:
     """The final value of a metric, or else the last one; None if there is none."""
     values = [run.data.metrics[key] for key in (FINAL + metric, metric) if key in run.data.metrics]
-    return next((_number(value) for value in values if not math.isnan(value)), None)
+    return next((number_of(value) for value in values if not math.isnan(value)), None)
 
 
 def badness(metric: str, value: float | None) -> tuple[bool, float]:

@@ -201,8 +201,9 @@ def validate_section(model: type[Section], name: str, values: Any) -> Section:
 
 
 def without_credentials(text: str) -> str:
-    """`text` with the user part of every address in it masked."""
-    return re.sub(r"://[^/@\s'\"]*@", "://***@", text)
+    """`text` with the user part of every address in it masked, and values of its query that look like secrets."""
+    text = re.sub(r"://([^/\s'\"]*|[^/@\s'\"]*:[^\s'\"]*)@", "://***@", text)
+    return re.sub(r"(?i)([?&][a-z_-]*(?:password|passwd|token|secret|key)=)[^&\s'\"]+", r"\1***", text)
 
 
 def _explain(fault: ErrorDetails, values: dict[str, Any], model: type[BaseModel]) -> str:

@@ -106,6 +106,12 @@ class RunFolder:
         os.replace(temporary, path)
 
 
+def finite(figures: dict[str, Any]) -> dict[str, float]:
+    """Those that are finite numbers."""
+    numbers = {k: float(v) for k, v in figures.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
 def to_json(figures: dict[str, Any]) -> str:
     """Figures as a JSON object; null where a figure is infinite or not a number."""
     plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}

@@ -17,11 +17,10 @@ from distributed.config import ConfigError, apply_overrides, describe_fields, re
 from distributed.progress import configure_logging
 from distributed.run_folder import default_name
 from distributed.search_space import check_space
-from distributed.sweep_config import SweepConfig
-from distributed.tuning import Sweep, find_metric, run_sweep
+from distributed.sweep_config import SWEEP_FILE, Sweep, SweepConfig, load_sweep
+from distributed.tuning import find_metric, run_sweep
 
 logger = logging.getLogger(__name__)
-SWEEP_FILE = "sweep.yaml"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.resume is not None:
         if overrides:
             raise ConfigError("--resume goes on with the sweep as it was; no keys can be changed")
-        sweep = _load(options.resume)
+        sweep = load_sweep(options.resume)
     else:
         sweep = _create(options.config, overrides)
     logger.info("sweep folder %s", sweep.folder)
@@ -77,22 +76,6 @@ def _create(file: Path, overrides: list[tuple[str, str]]) -> Sweep:
     except OSError as error:
         raise ConfigError(f"run.output_folder: {folder} cannot be made ({error})") from error
     return sweep
-
-
-def _load(folder: Path) -> Sweep:
-    """The sweep in an existing folder; raises ConfigError."""
-    file = folder / SWEEP_FILE
-    if not file.is_file():
-        raise ConfigError(f"{folder}: not the folder of a sweep (it has no {SWEEP_FILE})")
-    values = read_yaml(file, sections=False)
-    try:
-        config = validate_section(SweepConfig, "sweep", values["sweep"])
-        return Sweep(
-            key=values["key"], name=values["name"], folder=folder.absolute(), config=config, base=values["base"],
-            metric=values["metric"],
-        )  # fmt: skip
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{file}: damaged ({error})") from error
 
 
 if __name__ == "__main__":

@@ -1,13 +1,19 @@
-"""The section `sweep` of a sweep's YAML file; the other sections are the base experiment."""
+"""A sweep: the section `sweep` of its YAML file, the base experiment in the others, and its folder."""
 
 import importlib.util
-from typing import Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
+from distributed.config import ConfigError, ExperimentConfig, read_yaml, validate, validate_section
+from distributed.experiment import derive_seed
 from distributed.search_space import Domain
 from learner.configs import StrictConfig
 
+SWEEP_FILE = "sweep.yaml"
 OPTIONAL = ("optuna", "hyperopt")
 """Search algorithms whose package, of the same name, is not installed with this one."""
 FIXED_FOR_PBT = ("run.", "network.", "dynamics.network", "environment.", "oracle.")
@@ -92,3 +98,52 @@ class SweepConfig(StrictConfig):
                     f"space: {key} cannot change while a trial runs; allowed with scheduler: pbt: keys that do not begin "
                     f"with {', '.join(FIXED_FOR_PBT)}"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A sweep and its folder."""
+
+    key: str
+    name: str
+    folder: Path
+    config: SweepConfig
+    base: dict[str, Any]
+    """The base experiment."""
+    metric: str
+    """`config.metric`, or what it is where none is given."""
+
+    @property
+    def experiment(self) -> ExperimentConfig:
+        """The base experiment, validated."""
+        return validate(self.base)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of every point."""
+        return self.config.seeds or (self.experiment.run.seed,)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What --resume needs."""
+        section = self.config.model_dump(mode="json", exclude_unset=True)
+        return {"key": self.key, "name": self.name, "metric": self.metric, "sweep": section, "base": self.base}
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """Random numbers that a resumed sweep draws again."""
+        return np.random.default_rng(derive_seed(self.experiment.run.seed, purpose))
+
+
+def load_sweep(folder: Path) -> Sweep:
+    """The sweep in an existing folder; raises ConfigError."""
+    file = folder / SWEEP_FILE
+    if not file.is_file():
+        raise ConfigError(f"{folder}: not the folder of a sweep (it has no {SWEEP_FILE})")
+    values = read_yaml(file, sections=False)
+    try:
+        config = validate_section(SweepConfig, "sweep", values["sweep"])
+        return Sweep(
+            key=values["key"], name=values["name"], folder=folder.absolute(), config=config, base=values["base"],
+            metric=values["metric"],
+        )  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: damaged ({error})") from error

@@ -1,7 +1,6 @@
 """MLflow, in a thread of its own: a store that is slow, or down, never slows or stops training."""
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -11,29 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from distributed.config import ExperimentConfig, without_credentials
+from distributed.mlflow_store import (
+    ENDED_TAG,
+    FINAL,
+    MLFLOW_STATUS,
+    RUN_KEY_TAG,
+    cause_of,
+    connect_client,
+    end_run,
+    experiment_id,
+    find_children,
+    find_run,
+    tracking_uri,
+)
+from distributed.run_folder import finite
 
 logger = logging.getLogger(__name__)
 MAX_BACKLOG = 20_000
 """Records kept while the store is unreachable; beyond, the oldest go (metrics.jsonl has them all)."""
 MAX_METRICS_A_CALL = 1000
-RUN_KEY_TAG = "run_key"
-"""Tag by which a resumed run finds the MLflow run it belongs to."""
-PARENT_TAG = "mlflow.parentRunId"
-ENDED_TAG = "ended"
-"""Tag with the run's own word for how it ended, which tells a trial that was stopped early from one that is done."""
-MLFLOW_STATUS = {"done": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 CLOSE_SECONDS = 30.0
 """How long the end of a run waits for the store."""
-
-
-def tracking_uri(config: ExperimentConfig) -> str:
-    """Where runs are logged: the config, or $MLFLOW_TRACKING_URI, or a sqlite file in this folder.
-
-    A path is absolute, so that it names the same store in every process.
-    """
-    uri = config.tracking.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    path = uri.removeprefix("sqlite:///")
-    return f"sqlite:///{Path(path).absolute()}" if path != uri else uri
 
 
 class MlflowTracker:
@@ -62,8 +59,8 @@ class MlflowTracker:
 
         Waits for at most `CLOSE_SECONDS`.
         """
-        numbers = {k: float(v) for k, v in summary.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-        self.log(int(summary.get("num_learner_steps", 0)), {f"final_{name}": value for name, value in numbers.items()})
+        figures = {f"{FINAL}{name}": value for name, value in finite(summary).items()}
+        self.log(int(summary.get("num_learner_steps", 0)), figures)
         self._last_words = [partial(self._send_artifact, path) for path in artifacts]
         self._last_words.append(lambda client: end_run(client, self.run_id, status))
         self._closing = True
@@ -72,7 +69,8 @@ class MlflowTracker:
         if self._thread.is_alive():
             self._given_up = True
             logger.warning(
-                "MLflow at %s did not take the end of the run in time; see metrics.jsonl and summary.json", self._uri
+                "MLflow at %s did not take the end of the run in time; see metrics.jsonl and summary.json",
+                without_credentials(self._uri),
             )
 
     def _work(self) -> None:
@@ -94,7 +92,7 @@ class MlflowTracker:
                     logger.warning(
                         "MLflow at %s is unreachable (%s); metrics are kept and sent later",
                         without_credentials(self._uri),
-                        without_credentials(_first_line(error)),
+                        cause_of(error),
                     )
                     self._warned = True
                 self._wake.wait(1.0 if self._closing else pause)
@@ -193,49 +191,7 @@ class SweepTracker:
         try:
             action()
         except Exception as error:  # the client raises many types; none of them may end a sweep
-            logger.warning("MLflow: %s; the sweep goes on without", without_credentials(_first_line(error)))
-
-
-def connect_client(uri: str) -> Any:
-    """A client that gives up early, and says little."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(uri)
-
-
-def experiment_id(client: Any, name: str) -> str:
-    """The id of the experiment `name`, which is made if there is none."""
-    experiment = client.get_experiment_by_name(name)
-    return experiment.experiment_id if experiment else client.create_experiment(name)
-
-
-def find_run(client: Any, experiment: str, key: str) -> str | None:
-    """The run that carries the tag `run_key`."""
-    found = client.search_runs([experiment], f"tags.{RUN_KEY_TAG} = '{key}'", max_results=1)
-    return found[0].info.run_id if found else None
-
-
-def find_children(client: Any, experiment: str, parent: str | None) -> list[Any]:
-    """All runs whose parent is the run `parent`."""
-    found: list[Any] = []
-    page = None
-    while True:
-        page = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent}'", max_results=500, page_token=page)
-        found += page
-        page = page.token
-        if not page:
-            return found
-
-
-def end_run(client: Any, run_id: str | None, ended: str) -> None:
-    """Set how a run ended (a key of `MLFLOW_STATUS`)."""
-    client.set_tag(run_id, ENDED_TAG, ended)
-    client.set_terminated(run_id, MLFLOW_STATUS[ended])
+            logger.warning("MLflow: %s; the sweep goes on without", cause_of(error))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -244,7 +200,3 @@ def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in values.items():
         pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
     return pairs
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -16,12 +16,12 @@ import torch
 from ray import tune
 from ray.tune.search.repeater import TRIAL_INDEX
 
-from distributed.checkpoints import load_state
+from distributed.checkpoints import STATE_FILE, load_state
 from distributed.config import ConfigError, ExperimentConfig, apply_values, validate
+from distributed.mlflow_store import PARENT_TAG
 from distributed.run import newest_readable, train_in_folder
-from distributed.run_folder import RunFolder
+from distributed.run_folder import RunFolder, finite
 from distributed.search_space import Domain, applicable
-from distributed.tracking import PARENT_TAG
 from distributed.training_loop import DONE, FAILED, INTERRUPTED, STOPPED, Hooks
 
 logger = logging.getLogger(__name__)
@@ -263,11 +263,7 @@ def take_over(given: Path, setup: TrialSetup, config: ExperimentConfig, trial_id
     with folder.locked(LOCK_SECONDS):
         folder.write_config(config)
         shutil.rmtree(folder.checkpoints.folder, ignore_errors=True)
-        shutil.copytree(given, folder.checkpoints.folder / f"step_{int(state['step']):09d}")
+        own = folder.checkpoints.folder / f"step_{int(state['step']):09d}"
+        shutil.copytree(given, own)
+        (own / STATE_FILE).write_text(json.dumps(state | {"run_key": setup.run_key(trial_id)}))
         (path / TAKEN_FILE).write_text(json.dumps(taken))
-
-
-def finite(figures: dict[str, Any]) -> dict[str, float]:
-    """Those that are finite numbers."""
-    numbers = {k: float(v) for k, v in figures.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-    return {name: value for name, value in numbers.items() if math.isfinite(value)}

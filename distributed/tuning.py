@@ -5,13 +5,11 @@ import logging
 import os
 import random
 import signal
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import ray
 from ray import tune
 from ray.tune.schedulers import (
@@ -25,60 +23,23 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Repeater
 from ray.tune.search.repeater import TRIAL_INDEX
 
 from distributed import cli
-from distributed.config import ConfigError, ExperimentConfig, validate
+from distributed.config import ConfigError, ExperimentConfig
 from distributed.experiment import derive_seed, make_environment, make_learner
+from distributed.mlflow_store import tracking_uri
 from distributed.reservation import bundles, connect_with_room
 from distributed.run import prepare
-from distributed.run_folder import RunFolder
+from distributed.run_folder import RunFolder, finite
 from distributed.search_space import Domain, dotted, draw_points
-from distributed.sweep_config import SweepConfig
+from distributed.sweep_config import Sweep, SweepConfig
 from distributed.sweep_report import SweepProgress, TrialResult, best_figures, error_of, print_report, write_report
-from distributed.tracking import SweepTracker, tracking_uri
+from distributed.tracking import SweepTracker
 from distributed.training_loop import DONE, FAILED, INTERRUPTED, STOPPED
-from distributed.trial import STEP, STOP_FILE, Trial, TrialSetup, finite
+from distributed.trial import STEP, STOP_FILE, Trial, TrialSetup
 
 logger = logging.getLogger(__name__)
 TUNE_FOLDER, TRIALS_FOLDER = "tune", "trials"
 CHECK_SAMPLES = 16
 """Samples with which an untrained sampler is judged, to see which figures there are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """A sweep and its folder."""
-
-    key: str
-    name: str
-    folder: Path
-    config: SweepConfig
-    base: dict[str, Any]
-    """The base experiment."""
-    metric: str
-    """`config.metric`, or what it is where none is given."""
-
-    @property
-    def experiment(self) -> ExperimentConfig:
-        """The base experiment, validated."""
-        return validate(self.base)
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Seeds of every point."""
-        return self.config.seeds or (self.experiment.run.seed,)
-
-    def to_dict(self) -> dict[str, Any]:
-        """What --resume needs."""
-        section = self.config.model_dump(mode="json", exclude_unset=True)
-        return {"key": self.key, "name": self.name, "metric": self.metric, "sweep": section, "base": self.base}
-
-    def seeded(self, point: dict[str, Any]) -> dict[str, Any]:
-        """`point` with run.seed in place of a number that the search gives to repeats."""
-        point = dict(point)
-        return {"run.seed": self.seeds[point.pop(TRIAL_INDEX)], **point} if TRIAL_INDEX in point else point
-
-    def rng(self, purpose: str) -> np.random.Generator:
-        """Random numbers that a resumed sweep draws again."""
-        return np.random.default_rng(derive_seed(self.experiment.run.seed, purpose))
 
 
 def find_metric(config: SweepConfig, experiment: ExperimentConfig) -> str:
@@ -299,7 +260,9 @@ def _result(sweep: Sweep, trial: Any, *, interrupted: bool) -> TrialResult:
     """What became of a trial of Tune's, in its run's own words where it left any."""
     folder = RunFolder(sweep.folder / TRIALS_FOLDER / trial.trial_id)
     summary = json.loads(folder.summary_file.read_text()) if folder.summary_file.exists() else {}
-    point = sweep.seeded(trial.config)
+    point = dict(trial.config)
+    if TRIAL_INDEX in point:
+        point["run.seed"] = sweep.seeds[point.pop(TRIAL_INDEX)]
     if sweep.config.scheduler.name == "pbt" and folder.config_file.exists():
         used = dotted(folder.load_config([]).model_dump(mode="json"))
         point = {key: used[key] for key in point if key in used}

@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from distributed import run, sweep
 from distributed.checkpoints import load_state
 from distributed.config import ConfigError
-from distributed.tracking import PARENT_TAG
+from distributed.mlflow_store import PARENT_TAG
 from tests.conftest import TOY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -272,14 +272,6 @@ def test_more_at_a_time_than_there_is_room_for_is_said_and_fewer_run(in_tmp_path
     assert [row["status"] for row in rows(in_tmp_path)] == ["done", "done"]
 
 
-def test_an_unreachable_store_does_not_cost_the_sweep(in_tmp_path, all_gone, capsys):
-    section = {"space": {"reward.exponent": {"grid": [1]}}, "num_samples": 1}
-    file = write(in_tmp_path, section, tracking={"mlflow_uri": "http://127.0.0.1:9", "log_every_steps": 8})
-    assert sweep.main([file]) == 0
-    assert "the sweep goes on without" in capsys.readouterr().err
-    assert [row["status"] for row in rows(in_tmp_path)] == ["done"]
-
-
 def start(*arguments: str, folder: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "distributed.sweep", *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TUNE_GLOBAL_CHECKPOINT_S": "1"}
@@ -311,7 +303,7 @@ def done_trials(folder: Path) -> dict[str, float]:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_sweep_goes_on_after_its_driver_was_killed_or_interrupted(how, in_tmp_path):
-    section = {"space": {"run.num_learner_steps": {"grid": [16, 1000, 1001]}, "objective.gamma": {"choice": [0.5]}}}
+    section = {"space": {"run.num_learner_steps": {"grid": [16, 700, 701]}, "objective.gamma": {"choice": [0.5]}}}
     sections = {
         "run": TRACKED["run"] | {"save_every_seconds": 0.2},
         "oracle": {"name": "callable", "function": "tests.oracles:slow"},
