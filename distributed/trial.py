@@ -1,5 +1,6 @@
 """One trial of a sweep: an ordinary run in a folder of its own, in a thread that answers to Ray Tune at its evaluations."""
 
+import gc
 import json
 import logging
 import math
@@ -116,6 +117,7 @@ class Trial(tune.Trainable):
         if self._run is not None:
             self._run.end(INTERRUPTED if (self._setup.folder / STOP_FILE).exists() else STOPPED)
             self._run = None
+            gc.collect()  # plots and networks refer to themselves; the next trial of this process needs the room
 
 
 class TrialRun:

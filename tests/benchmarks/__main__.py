@@ -11,9 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from distributed.training_loop import git_commit
-from tests.benchmarks import runs, speed
+from tests.benchmarks import runs, speed, sweeps
 
-BENCHMARKS = {"one_core": speed.one_core, "quality": runs.quality, "ray_overhead": runs.ray_overhead}
+BENCHMARKS = {
+    "one_core": speed.one_core,
+    "quality": runs.quality,
+    "ray_overhead": runs.ray_overhead,
+    "sweep_overhead": sweeps.sweep_overhead,
+}
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ NESTED = {
     "run": TRACKED["run"] | {"backend": "ray"},
     "actors": {"batch_size": 64, "num_rollout_actors": 2, "num_cpus": 0.1, "learner_num_cpus": 0.25},
 }
-OURS = ("Trial", "LearnerActor", "ReplayBufferActor", "RolloutActor")
+OURS = ("Trial", "ResourceTrainable", "LearnerActor", "ReplayBufferActor", "RolloutActor")
 
 
 def write(folder: Path, section: dict, **sections: dict) -> str:
