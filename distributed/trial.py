@@ -118,6 +118,7 @@ class Trial(tune.Trainable):
             self._run.end(INTERRUPTED if (self._setup.folder / STOP_FILE).exists() else STOPPED)
             self._run = None
             gc.collect()  # plots and networks refer to themselves; the next trial of this process needs the room
+            gc.freeze()  # what is left is here to stay, and need not be looked through each time
 
 
 class TrialRun:
