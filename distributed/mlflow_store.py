@@ -45,7 +45,7 @@ class Store:
 
     def __init__(self, uri: str):
         self.uri = without_credentials(uri)
-        _check_files(uri)
+        check_files(uri)
         with self._errors():
             self._client = connect_client(uri)
             found = all_pages(lambda token: self._client.search_experiments(page_token=token))
@@ -78,7 +78,7 @@ class Store:
             raise ConfigError(f"{option if refused else f'MLflow at {self.uri}'}: {cause_of(error)}") from error
 
 
-def _check_files(uri: str) -> None:
+def check_files(uri: str) -> None:
     """Raises ConfigError if `uri` names files that are no store, which MLflow would make into one."""
     try:
         parts = urlsplit(uri)

@@ -70,14 +70,14 @@ def _parallel_coordinates(figure: Figure, axes: Any, points: Points, sweep: Swee
     colours, norm = _colours(points, sweep)
     axis = np.arange(len(keys) + 1)
     for point, value in reversed(points):  # the best on top
-        heights = [_height(point.get(key), sweep.space[key]) for key in keys]
-        end = float(norm(value))
-        axes.plot(axis, [*heights, end], color=colours(norm(value)), lw=1.4, marker=".", alpha=0.8)
+        heights = np.array([*(_height(point.get(key), sweep.space[key]) for key in keys), float(norm(value))])
+        shown = np.isfinite(heights)  # a key without effect is passed over
+        axes.plot(axis[shown], heights[shown], color=colours(norm(value)), lw=1.4, marker=".", alpha=0.8)
     for place, key in enumerate(keys):
         domain = sweep.space[key]
-        shown = dict(enumerate(domain.values)) if domain.is_listed else dict(enumerate(domain.extremes))
-        for number, value in shown.items():
-            height = number / max(1, len(shown) - 1)
+        ends = domain.values if domain.is_listed else domain.extremes
+        for number, value in enumerate(ends):
+            height = number / max(1, len(ends) - 1)
             axes.annotate(text(value), (place, height), (-4, 0), textcoords="offset points", ha="right", fontsize=7)
         axes.axvline(place, color="lightgrey", lw=0.8, zorder=0)
     axes.set_xticks(axis, [*keys, metric], rotation=15, fontsize=8)

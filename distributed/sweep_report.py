@@ -167,16 +167,18 @@ def best_figures(points: list[PointResult], metric: str) -> dict[str, float]:
 def print_report(points: list[PointResult], sweep: SweepConfig, metric: str, folder: Path) -> None:
     """The best points, to stdout."""
     table = Table(title=f"{metric}, {'least' if sweep.mode == 'min' else 'most'} first: {len(points)} points")
-    for name in (*sweep.space, "median", "min", "max", "trials"):
-        table.add_column(name, justify="right")
+    several = any(len(point.statuses) > 1 for point in points)
+    columns = ("median", "min", "max") if several else (metric,)
+    for name in (*sweep.space, *columns, "trials"):
+        table.add_column(name, justify="right", overflow="fold")
     for point in points[:SHOWN_POINTS]:
         figures = (point.value, min(point.values), max(point.values)) if point.values else ()
-        shown = [f"{value:.4g}" for value in figures] or ["–"] * 3
+        shown = [f"{value:.4g}" for value in figures[: len(columns)]] or ["–"] * len(columns)
         ended = ", ".join(f"{point.statuses.count(s)} {s}" for s in dict.fromkeys(point.statuses))
         table.add_row(*(text(point.point.get(key, "")) for key in sweep.space), *shown, ended)
     console = Console()
     if not console.is_terminal:
-        console.width = 140
+        console.width = 160
     console.print(table)
     if len(points) > SHOWN_POINTS:
         console.print(f"and {len(points) - SHOWN_POINTS} more in points.csv")

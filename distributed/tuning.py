@@ -235,7 +235,8 @@ def _scheduler(sweep: Sweep) -> TrialScheduler:
             time_attr=STEP, max_t=run.num_learner_steps, grace_period=grace, reduction_factor=settings.reduction_factor
         )
     if settings.name == "median":
-        return MedianStoppingRule(time_attr=STEP, grace_period=grace)
+        never = run.num_learner_steps  # it would pause trials for others to catch up, at the cost of their actors
+        return MedianStoppingRule(time_attr=STEP, grace_period=grace, min_time_slice=never)
     if settings.name == "pbt":
         space = sweep.config.space
         return PopulationBasedTraining(

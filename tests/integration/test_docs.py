@@ -13,8 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
-from distributed.config import describe_fields
+from distributed.config import describe_fields, validate_section
+from distributed.search_space import check_space
+from distributed.sweep_config import SweepConfig
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -47,6 +50,8 @@ def execute(command: str, folder: Path) -> subprocess.CompletedProcess:
     assert words[:2] == ["python", "-m"]
     if words[2] == "distributed.run" and not {"--resume", "--help"} & set(words):
         words += [*SHORT, "--tracking.mlflow", "false"]
+    if words[2] == "distributed.sweep" and not {"--resume", "--help"} & set(words):
+        words += [*SHORT, *shlex.split("--run.backend serial --sweep.seeds [0]")]
     if words[2] == "distributed.compare_objectives" and "--help" not in words:
         words += shlex.split("--comparison.cpu_seconds 0.5 --comparison.seeds [0] --comparison.noise [0.25]")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -78,6 +83,11 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path):
             assert 0 < json.loads(done.stdout)["exact_tv"] < 1
         if "compare_objectives" in command:
             assert (tmp_path / "runs" / "compare_objectives" / "table.png").exists()
+        if command.startswith("python -m distributed.sweep"):
+            assert "sweep folder: " in done.stdout
+            assert (tmp_path / "runs/gamma/sweep.png").exists()
+        if command.startswith("python -m distributed.compare --"):
+            assert (tmp_path / "runs/comparison/compare.png").exists()
         if command.startswith("python -m distributed.run") and "--print-config" not in command:
             assert "run folder: runs/" in done.stdout
     fasta = (tmp_path / "candidates.fasta").read_text().splitlines()
@@ -123,7 +133,7 @@ def test_mlflow_ui_answers(tmp_path):
 @pytest.mark.parametrize(
     "module",
     ["distributed.run", "distributed.evaluate", "distributed.sample", "distributed.attention",
-     "distributed.compare_objectives", "tests.benchmarks"],
+     "distributed.compare_objectives", "distributed.sweep", "distributed.compare", "tests.benchmarks"],
 )  # fmt: skip
 def test_every_command_has_help(module, tmp_path):
     done = execute(f"python -m {module} --help", tmp_path)
@@ -137,6 +147,18 @@ def test_config_keys_named_in_the_readme_exist():
     named = {n for n in re.findall(r"(?<![.\w])([a-z]+\.[a-z_]+)\b(?!\.)", README) if n.split(".")[0] in sections}
     unknown = {n for n in named if n not in known and not n.endswith((".py", ".md", ".yaml", ".npy", ".csv", ".json"))}
     assert not unknown
+
+
+def test_the_file_and_the_keys_of_the_guide_to_sweeps_are_right():
+    guide = (ROOT / "docs" / "sweeps.md").read_text()
+    (section,) = (yaml.safe_load(block)["sweep"] for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL))
+    sweep = validate_section(SweepConfig, "sweep", section)
+    check_space({}, sweep.space)
+    known = {key for key, _, _ in describe_fields()} | {key for key, _, _ in describe_fields(SweepConfig, "sweep.")}
+    sections = {key.split(".")[0] for key in known}
+    named = {n for n in re.findall(r"`([a-z]+\.[a-z_]+)", guide) if n.split(".")[0] in sections}
+    assert {n for n in named if n not in known} <= {"sweep.yaml", "sweep.png"}
+    assert len(named & known) >= 6
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,17 @@
 """Tracking on a real MLflow store."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
 
-import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
 from distributed import tracking
+from distributed.mlflow_store import tracking_uri
 from distributed.run import newest_readable, train
 from distributed.run_folder import RunFolder
+from tests.mlflow_server import free_port, mlflow_server
 
 
 def one_run(client: MlflowClient, experiment: str = "default"):
@@ -27,7 +24,7 @@ def one_run(client: MlflowClient, experiment: str = "default"):
 def test_a_fresh_sqlite_store_gets_parameters_metrics_artifacts_and_status(in_tmp_path, toy):
     config = toy(**{"tracking.mlflow": True, "tracking.experiment": "toys"})
     assert train(config, None, None, None) == 0
-    client = MlflowClient("sqlite:///mlflow.db")
+    client = MlflowClient(tracking_uri(config))
     run = one_run(client, "toys")
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "toy"
@@ -48,16 +45,10 @@ def test_a_resumed_run_continues_its_mlflow_run(in_tmp_path, toy):
     folder = RunFolder(config.run.output_folder / "toy")
     longer = folder.load_config([("run.num_learner_steps", "40")])
     assert train(longer, folder, *newest_readable(folder, longer)) == 0
-    client = MlflowClient("sqlite:///mlflow.db")
+    client = MlflowClient(tracking_uri(config))
     run = one_run(client)
     assert run.info.status == "FINISHED"
     assert max(m.step for m in client.get_metric_history(run.info.run_id, "loss")) >= 38
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_store_that_is_down_neither_stops_nor_slows_training(in_tmp_path, toy, monkeypatch, caplog):
@@ -83,25 +74,46 @@ def test_what_a_server_missed_while_it_was_down_is_sent_when_it_returns(in_tmp_p
     tracker.log(1, {"loss": 3.0})
     time.sleep(3)
     assert tracker.run_id is None
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{in_tmp_path}/server.db",
-        "--artifacts-destination",
-        str(in_tmp_path),
-    ]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))
-    try:
+    with mlflow_server(in_tmp_path, port) as address:
         deadline = time.monotonic() + 90
         while tracker.run_id is None and time.monotonic() < deadline:
             time.sleep(0.5)
         assert tracker.run_id is not None
         tracker.close("done", [], {"num_learner_steps": 1})
-        client = MlflowClient(f"http://127.0.0.1:{port}")
+        client = MlflowClient(address)
         run = one_run(client)
         assert (run.info.status, run.data.metrics["loss"]) == ("FINISHED", 3.0)
-    finally:
-        for child in psutil.Process(server.pid).children(recursive=True):
-            child.kill()
-        server.kill()
-        server.wait()
+
+
+def test_a_sweep_is_told_that_its_store_is_down_and_goes_on(toy, caplog):
+    config = toy(**{"tracking.mlflow": True, "tracking.mlflow_uri": "http://127.0.0.1:9"})
+    tracker = tracking.SweepTracker(config, "key", "name", {})
+    tracker.close("done", {}, [], {})
+    assert tracker.run_id is None
+    assert "the sweep goes on without" in caplog.text
+    assert "refused" in caplog.text
+
+
+def test_whatever_ended_a_trial_its_run_says_so(in_tmp_path, toy):
+    config = toy(**{"tracking.mlflow": True, "tracking.experiment": "ended"})
+    tracker = tracking.SweepTracker(config, "key", "sweep", {"reward": {"exponent": 2}})
+    client = MlflowClient(tracking_uri(config))
+    experiment = client.get_experiment_by_name("ended").experiment_id
+    statuses = {
+        "done": "FINISHED",
+        "stopped": "FINISHED",
+        "interrupted": "KILLED",
+        "failed": "FAILED",
+        "unknown": "KILLED",
+    }
+    for name in statuses:  # all of them were killed before they could say how they ended
+        tags = {"run_key": f"key/{name}", "mlflow.parentRunId": tracker.run_id}
+        client.create_run(experiment, tags=tags, run_name=name)
+    tracker.close("done", {f"key/{name}": name for name in statuses if name != "unknown"}, [], {"best_excess_kl": 0.1})
+    found = {run.info.run_name: run for run in client.search_runs([experiment])}
+    assert {name: found[name].info.status for name in statuses} == statuses
+    assert found["stopped"].data.tags["ended"] == "stopped"
+    assert (found["sweep"].info.status, found["sweep"].data.metrics) == ("FINISHED", {"best_excess_kl": 0.1})
+    again = tracking.SweepTracker(config, "key", "sweep", {})
+    assert again.run_id == tracker.run_id
+    assert client.get_run(tracker.run_id).info.status == "RUNNING"

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from distributed import run, sweep
 from distributed.checkpoints import load_state
-from distributed.config import ConfigError
+from distributed.config import DEFAULT_CONFIG, ConfigError
 from distributed.mlflow_store import PARENT_TAG
 from tests.conftest import TOY
 
@@ -208,6 +208,24 @@ def test_population_based_training_changes_gamma_and_goes_on_from_better_trials(
         history = client.get_metric_history(runs[name].info.run_id, "objective.gamma")
         assert gammas[-1] == pytest.approx(max(history, key=lambda m: (m.timestamp, m.step)).value)
     assert {child.info.status for child in runs.values()} == {"FINISHED"}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in DEFAULT_CONFIG.parent.glob("sweep_*.yaml")))
+def test_the_sweeps_that_come_with_the_program(name, in_tmp_path, all_gone):
+    short = {"run.name": "s", "run.backend": "serial", "run.num_learner_steps": 24, "evaluation.every_steps": 8}
+    short |= {"network.hidden_size": 16, "network.num_layers": 2, "network.kmer_sizes": "[]"}
+    if "grid" not in (DEFAULT_CONFIG.parent / f"{name}.yaml").read_text():
+        short |= {"sweep.num_samples": 3}
+    if "asha" in (DEFAULT_CONFIG.parent / f"{name}.yaml").read_text():
+        short |= {"sweep.scheduler.grace_steps": 8}
+    if "pbt" in name:
+        short |= {"sweep.scheduler.perturbation_steps": 8}
+    words = [word for key, value in short.items() for word in (f"--{key}", str(value))]
+    assert sweep.main([str(DEFAULT_CONFIG.parent / f"{name}.yaml"), *words, "--tracking.mlflow", "false"]) == 0
+    assert {row["status"] for row in rows(in_tmp_path)} <= {"done", "stopped"}
+    assert (in_tmp_path / "runs/s/sweep.png").exists()
+    best = yaml.safe_load((in_tmp_path / "runs/s/best.yaml").read_text())
+    assert best["oracle"]["factor"] == "SIX6_REF_R1"
 
 
 @pytest.mark.parametrize("search", ["optuna", "hyperopt"])

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -18,8 +19,11 @@ from distributed.config import (
     read_yaml,
     validate,
     validate_section,
+    without_credentials,
 )
 from distributed.run import main
+from distributed.search_space import check_space, draw_points
+from distributed.sweep_config import SweepConfig
 
 
 def test_the_default_config_is_the_tfbind8_task():
@@ -36,6 +40,10 @@ def test_every_config_in_the_repository_is_valid_and_says_what_it_is():
         if "comparison" in values:
             comparison = validate_section(ComparisonConfig, "comparison", values.pop("comparison"))
             assert make_cells(values, comparison)
+        if "sweep" in values:
+            sweep = validate_section(SweepConfig, "sweep", values.pop("sweep"))
+            check_space(values, sweep.space)
+            assert draw_points(values, sweep.space, sweep.num_samples, np.random.default_rng(0))
         else:
             load_config(file)
         header = [line for line in file.read_text().splitlines() if line.startswith("#")]
@@ -95,6 +103,20 @@ def test_credentials_are_not_repeated_in_messages():
         validate({"tracking": {"mlflow_uri": "https://me:secret@host/x"}})
     assert "secret" not in str(caught.value)
     assert "://***@host/x" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://u:p@ss@host/x", "http://***@host/x"),
+        ("http://u:p/q@host", "http://***@host"),
+        ("http://host/x?password=hush&n=1", "http://host/x?password=***&n=1"),
+        ("sqlite:////data/me@home/mlflow.db", "sqlite:////data/me@home/mlflow.db"),
+        ("http://host:5000/x", "http://host:5000/x"),
+    ],
+)
+def test_secrets_in_addresses_are_masked_and_nothing_else(address, shown):
+    assert without_credentials(f"no answer from '{address}'") == f"no answer from '{shown}'"
 
 
 def test_naming_the_default_network_keeps_what_the_file_says_of_it():

@@ -1,0 +1,83 @@
+"""A sweep that logs to an MLflow server, looked at in the server's own pages, and compared from there."""
+
+import csv
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from distributed import compare, sweep
+from distributed.mlflow_store import PARENT_TAG
+from tests.conftest import TOY
+from tests.mlflow_server import free_port, mlflow_server
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+ARTIFACTS = Path(os.environ.get("TEST_ARTIFACTS", Path(__file__).parents[2] / ".test_artifacts"))
+"""Where screenshots are kept for people to look at."""
+
+
+@pytest.fixture(scope="module")
+def logged(ray_session, tmp_path_factory):
+    """(address, folder) of a server and a finished sweep of two trials."""
+    folder = tmp_path_factory.mktemp("served")
+    section = {"space": {"reward.exponent": {"grid": [1, 2]}}, "num_samples": 1}
+    with mlflow_server(folder, free_port()) as address, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        config = TOY | {"sweep": section, "tracking": {"mlflow_uri": address, "experiment": "served"}}
+        (folder / "sweep.yaml").write_text(yaml.safe_dump(config))
+        assert sweep.main(["sweep.yaml", "--run.name", "s"]) == 0
+        yield address, folder
+
+
+def test_parent_children_and_artifacts_are_on_the_server(logged):
+    client = MlflowClient(logged[0])
+    experiment = client.get_experiment_by_name("served").experiment_id
+    (parent,) = client.search_runs([experiment], "attributes.run_name = 's'")
+    children = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'")
+    assert len(children) == 2
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    assert {"results.csv", "best.yaml", "sweep.png"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
+    assert all("final_excess_kl" in child.data.metrics for child in children)
+    assert "grid" in parent.data.params["sweep.reward.exponent"]
+
+
+def test_a_sweep_folder_is_compared_from_the_server(logged, tmp_path, capsys):
+    assert compare.main([str(logged[1] / "runs/s"), "--out", str(tmp_path)]) == 0
+    with open(tmp_path / "compare.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["reward.exponent"] for row in rows) == ["1.0", "2.0"]
+    assert [float(row["excess_kl"]) for row in rows] == sorted(float(row["excess_kl"]) for row in rows)
+    assert (tmp_path / "compare.png").stat().st_size > 10_000
+    assert "reward.exponent" in capsys.readouterr().out
+
+
+def test_the_pages_show_the_trials_of_the_sweep(logged, tmp_path):
+    browser = next((shutil.which(name) for name in BROWSERS if shutil.which(name)), None)
+    if browser is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    address, _ = logged
+    client = MlflowClient(address)
+    experiment = client.get_experiment_by_name("served").experiment_id
+    (parent,) = client.search_runs([experiment], "attributes.run_name = 's'")
+    names = [r.info.run_name for r in client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'")]
+    condition = quote(f"tags.`{PARENT_TAG}`='{parent.info.run_id}'")
+    page = f"{address}/#/experiments/{experiment}/runs?searchFilter={condition}&compareRunsMode=CHART"
+    ARTIFACTS.mkdir(exist_ok=True)
+    picture = ARTIFACTS / "mlflow_sweep.png"
+    picture.unlink(missing_ok=True)
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1900,900",
+        f"--user-data-dir={tmp_path}", "--virtual-time-budget=40000",
+    ]  # fmt: skip
+    shown = subprocess.run([*command, "--dump-dom", page], capture_output=True, text=True, timeout=120).stdout
+    assert all(name in shown for name in names)
+    assert "balance_loss" in shown
+    subprocess.run([*command, f"--screenshot={picture}", page], capture_output=True, timeout=120, check=True)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 50_000
