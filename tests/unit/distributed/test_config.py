@@ -40,7 +40,7 @@ def test_every_config_in_the_repository_is_valid_and_says_what_it_is():
         if "comparison" in values:
             comparison = validate_section(ComparisonConfig, "comparison", values.pop("comparison"))
             assert make_cells(values, comparison)
-        if "sweep" in values:
+        elif "sweep" in values:
             sweep = validate_section(SweepConfig, "sweep", values.pop("sweep"))
             check_space(values, sweep.space)
             assert draw_points(values, sweep.space, sweep.num_samples, np.random.default_rng(0))
