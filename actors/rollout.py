@@ -6,6 +6,7 @@ Shapes: B trajectories, T steps, A actions, N distinct prefixes at a step.
 import logging
 import time
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -29,8 +30,12 @@ MAX_LOGGED_REJECTIONS = 5
 class ActorsConfig(StrictConfig):
     """Rollout actors and how they explore."""
 
-    num_rollout_actors: int = Field(1, ge=1, le=100_000)
-    """Rollout actors (run.backend ray)."""
+    num_rollout_actors: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = 1
+    """Rollout actors (run.backend ray); auto: as many as the cluster has CPUs for, coming and going with its nodes."""
+    max_rollout_actors: int | None = Field(None, ge=1, le=100_000)
+    """auto: at most so many; an autoscaling cluster is asked for room for all of them. null: no limit, and nothing asked."""
+    rollout_resource: str | None = Field(None, min_length=1)
+    """Custom resource of the nodes on which rollout actors may run; null: all nodes."""
     batch_size: int = Field(1024, ge=1, le=1_000_000)
     """Trajectories of one rollout call; a few hundred at least, as each call costs a message."""
     temperature: float = Field(1.0, gt=0, le=100)
@@ -53,10 +58,9 @@ class ActorsConfig(StrictConfig):
     learner_num_gpus: float = Field(1.0, ge=0)
     """GPUs, or the share of one, for the learner, if learner.device allows and the cluster has any."""
 
-    @property
-    def policy_lag_limit(self) -> int:
-        """`max_policy_lag`, or what it is where none is given."""
-        default = 8 + 4 * self.num_rollout_actors * self.max_in_flight
+    def policy_lag_limit(self, num_rollout_actors: int) -> int:
+        """`max_policy_lag`, or what it is with so many actors where none is given."""
+        default = 8 + 4 * num_rollout_actors * self.max_in_flight
         return default if self.max_policy_lag is None else self.max_policy_lag
 
 

@@ -19,10 +19,11 @@ from distributed.backend import Accounting, RunFailed, StepResult
 from distributed.checkpoints import CheckpointStore, load_state
 from distributed.config import ExperimentConfig
 from distributed.experiment import make_environment, make_oracle, num_dynamics_trajectories, offline_sequences
-from distributed.ray_actors import RemoteLearnerActor, RemoteReplayBufferActor, RemoteRolloutActor
+from distributed.ray_actors import RemoteLearnerActor, RemoteReplayBufferActor
 from distributed.ray_calls import FreshBatch, Pending, Slot
-from distributed.ray_faults import INFRASTRUCTURE, cause, last_line, raise_if_fault, reason
-from distributed.ray_runtime import DRIVER_BUNDLE, LEARNER_BUNDLE, beside_driver, connect, learner_gpus, over_nodes
+from distributed.ray_faults import INFRASTRUCTURE, cause, last_line, node_died, raise_if_fault, reason
+from distributed.ray_runtime import DRIVER_BUNDLE, LEARNER_BUNDLE, beside_driver, connect, learner_gpus
+from distributed.rollout_pool import RolloutPool
 from learner.gflownet import EvaluationWeights
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class RayBackend:
         self._earlier_cpu_seconds, self._session = 0.0, 0
         self._weights: Any = None
         self._owns_ray = False
-        self._rollouts: list[Slot] = []
+        self._pool = RolloutPool(config, 0)
 
     def start(self, checkpoint: Path | None) -> None:
         """Connect, make the actors (from `checkpoint`, if given), and prefill the offline data if there is no checkpoint."""
@@ -59,8 +60,8 @@ class RayBackend:
         first = self._session * MAX_INCARNATIONS
         self._learner = Slot("learner", 0, self._make_learner(checkpoint), first)
         self._buffer = Slot("buffer", 0, self._make_buffer(checkpoint), first)
-        for index in range(self.config.actors.num_rollout_actors):
-            self._rollouts.append(Slot("rollout", index, self._make_rollout(index, first), first))
+        self._pool = RolloutPool(self.config, first)
+        self._pool.start()
         _, num_stored = self._ask(lambda: self._buffer.handle.ready.remote())
         self.accounting.set_stored(num_stored)
         self._weights = ray.put(self._ask(lambda: self._learner.handle.weights.remote()))
@@ -81,10 +82,6 @@ class RayBackend:
             self.config, checkpoint
         )
 
-    def _make_rollout(self, index: int, incarnation: int) -> Any:
-        options = RemoteRolloutActor.options(num_cpus=self.config.actors.num_cpus, scheduling_strategy=over_nodes())
-        return options.remote(self.config, index, incarnation)
-
     def _prefill(self) -> None:
         if self.config.replay.offline_source == "none":
             return
@@ -99,12 +96,11 @@ class RayBackend:
             (tokens[start : start + size], lengths[start : start + size]) for start in range(0, len(tokens), size)
         ]
         batches = []
-        for start in range(0, len(slices), len(self._rollouts)):
-            now = slices[start : start + len(self._rollouts)]
-            calls = [
-                slot.handle.rollout_offline.remote(*given) for slot, given in zip(self._rollouts, now, strict=False)
-            ]
-            batches += [self._offline_batch(*item) for item in zip(self._rollouts, now, calls, strict=False)]
+        slots = self._pool.slots
+        for start in range(0, len(slices), len(slots)):
+            now = slices[start : start + len(slots)]
+            calls = [slot.handle.rollout_offline.remote(*given) for slot, given in zip(slots, now, strict=False)]
+            batches += [self._offline_batch(*item) for item in zip(slots, now, calls, strict=False)]
         self._ask(lambda: self._buffer.handle.set_offline.remote(*batches))
 
     def _offline_batch(self, slot: Slot, given: tuple[Any, Any], call: tuple[Any, Any]) -> Any:
@@ -124,6 +120,7 @@ class RayBackend:
     def step(self) -> StepResult | None:
         """Serve whatever call ends next until one of the learner's does; None after a second without."""
         self._replace_overdue()
+        self._forget(self._pool.adjust())
         deadline = time.monotonic() + 1.0
         while time.monotonic() < deadline:
             self._submit_rollouts()
@@ -146,13 +143,19 @@ class RayBackend:
                 last = self._finish(reference) or last
         return last
 
+    def _forget(self, retired: list[Slot]) -> None:
+        """Rollouts under way at actors that were given up never arrive, and are never counted."""
+        for reference, call in list(self._pending.items()):
+            if call.slot in retired:
+                del self._pending[reference]
+
     def _submit_rollouts(self) -> None:
         """Keep the rollout actors busy, unless learner or buffer lag behind."""
         calls = Counter(id(p.slot) for p in self._pending.values() if p.kind == "rollout")
         adds = sum(p.kind == "add" for p in self._pending.values())
-        room = len(self._rollouts) * self.config.actors.max_in_flight + 1 - len(self._fresh) - calls.total()
+        room = len(self._pool.slots) * self.config.actors.max_in_flight + 1 - len(self._fresh) - calls.total()
         for depth in range(self.config.actors.max_in_flight):
-            for slot in self._rollouts:
+            for slot in self._pool.slots:
                 if adds >= MAX_ADDS_IN_FLIGHT or room <= 0:
                     return
                 if calls[id(slot)] > depth:
@@ -164,9 +167,10 @@ class RayBackend:
 
     def _submit_updates(self) -> None:
         updates = sum(p.kind == "update" for p in self._pending.values())
+        limit = self.config.actors.policy_lag_limit(len(self._pool.slots))
         while self._fresh and updates < MAX_UPDATES_IN_FLIGHT:
             fresh = self._fresh.popleft()
-            if self.accounting.policy_version + updates - fresh.version > self.config.actors.policy_lag_limit:
+            if self.accounting.policy_version + updates - fresh.version > limit:
                 self.accounting.num_stale += fresh.count
                 continue
             num_dynamics = num_dynamics_trajectories(self.config, fresh.count)
@@ -230,13 +234,17 @@ class RayBackend:
         self._weights = call.weights
         self._cpu[self._learner.source] = metrics.pop("learner_cpu_seconds")
         accounting.cpu_seconds = self._earlier_cpu_seconds + time.process_time() + sum(self._cpu.values())
-        return StepResult(int(metrics.pop("step")), metrics)
+        return StepResult(int(metrics.pop("step")), metrics | {"num_rollout_actors": len(self._pool.slots)})
 
     def _failed(self, call: Pending, error: Exception) -> None:
         """Recover from a failed call, or raise RunFailed if it was no matter of a dead process or node."""
         raise_if_fault(error)
         if call.kind == "rollout":
-            if call.handle is call.slot.handle:
+            if call.handle is not call.slot.handle or call.slot not in self._pool.slots:
+                return  # already replaced, or given up
+            if self._pool.is_auto and node_died(error):
+                self._forget([self._pool.retire(call.slot)])
+            else:
                 self._restart(call.slot, error)
             return
         lost = isinstance(cause(error), ObjectLostError)  # its node died with the batch
@@ -277,7 +285,7 @@ class RayBackend:
         if slot.restarts >= self.config.actors.max_restarts:
             raise RunFailed(f"{slot.role} {slot.index} died {slot.restarts + 1} times; last: {reason(error)}")
         ray.kill(slot.handle, no_restart=True)
-        slot.restarts += 1
+        slot.restarts += not node_died(error)  # nodes may come and go for days
         slot.incarnation += 1
         self.accounting.num_restarts += 1
         logger.warning("%s %d died (%s); restart %d of at most %d, incarnation %d",
@@ -285,7 +293,7 @@ class RayBackend:
                        self.config.actors.max_restarts, slot.incarnation)  # fmt: skip
         checkpoint = next(iter(self.store.newest_first()), None)
         if slot.role == "rollout":
-            slot.handle = self._make_rollout(slot.index, slot.incarnation)
+            self._pool.refill(slot)
         elif slot.role == "learner":
             slot.handle = self._make_learner(checkpoint)
             self._weights = ray.put(self._ask(lambda: slot.handle.weights.remote()))
@@ -336,9 +344,9 @@ class RayBackend:
         """End all actors, and Ray if this backend started it."""
         if not ray.is_initialized():
             return
-        slots = [*self._rollouts, *(getattr(self, name) for name in ("_learner", "_buffer") if hasattr(self, name))]
-        for slot in slots:
+        for slot in (getattr(self, name) for name in ("_learner", "_buffer") if hasattr(self, name)):
             ray.kill(slot.handle, no_restart=True)
+        self._pool.close()
         self._pending.clear()
         self._fresh.clear()
         if self._owns_ray:

@@ -27,6 +27,11 @@ def reason(error: Exception) -> str:
     return next((line for line in lines if "exit detail" in line or "is dead because" in line), lines[0])[:300]
 
 
+def node_died(error: Exception) -> bool:
+    """Whether the process died because its node did."""
+    return "node has died" in str(error) or "node was terminated" in str(error)
+
+
 def last_line(error: Exception) -> str:
     """The line of a traceback that names the exception."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]

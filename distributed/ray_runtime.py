@@ -41,8 +41,9 @@ def connect(config: ExperimentConfig, num_cpus: float | None = None) -> bool:
 
 
 def needed_cpus(config: ExperimentConfig) -> float:
-    """CPUs that the actors of a run reserve."""
-    return config.actors.learner_num_cpus + config.actors.num_rollout_actors * config.actors.num_cpus
+    """CPUs that the actors of a run reserve; with as many as there is room for, those of one."""
+    count = config.actors.num_rollout_actors
+    return config.actors.learner_num_cpus + (1 if count == "auto" else count) * config.actors.num_cpus
 
 
 def _start_local(needed: float) -> None:
@@ -93,14 +94,22 @@ def beside_driver(bundle: int) -> NodeAffinitySchedulingStrategy | PlacementGrou
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def over_nodes() -> str | PlacementGroupSchedulingStrategy:
-    """Placement over all nodes; in a trial, anywhere in its reservation."""
+def over_nodes(index: int) -> str | PlacementGroupSchedulingStrategy:
+    """Placement of the `index`-th rollout actor: on all nodes in turn; in a trial, in its bundle of the reservation."""
     reserved = ray.util.get_current_placement_group()
-    return "SPREAD" if reserved is None else PlacementGroupSchedulingStrategy(reserved)
+    if reserved is None:
+        return "SPREAD"
+    return PlacementGroupSchedulingStrategy(reserved, placement_group_bundle_index=LEARNER_BUNDLE + 1 + index)
 
 
 def learner_gpus(config: ExperimentConfig) -> float:
-    """GPUs to reserve for the learner; raises ConfigError if one was asked for and the driver's node has none."""
+    """GPUs for the learner: those of a trial's reservation, or else of the driver's node.
+
+    Raises ConfigError if one was asked for and that node has none.
+    """
+    reserved = ray.util.get_current_placement_group()
+    if reserved is not None:
+        return reserved.bundle_specs[LEARNER_BUNDLE].get("GPU", 0.0)
     node = ray.get_runtime_context().get_node_id()
     available = max((n["Resources"].get("GPU", 0.0) for n in ray.nodes() if n["NodeID"] == node), default=0.0)
     if config.learner.device == "cpu" or config.actors.learner_num_gpus == 0:

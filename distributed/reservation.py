@@ -1,15 +1,18 @@
 """What a trial reserves of the cluster, and whether the cluster can ever give it."""
 
+import itertools
 import logging
 import os
 from collections.abc import Iterable
-from typing import Any
+from contextlib import suppress
 
 import ray
 
 from distributed.config import ConfigError, ExperimentConfig, apply_values, validate
 from distributed.ray_runtime import connect
-from distributed.sweep_config import SweepConfig
+from distributed.rollout_pool import TRACE
+from distributed.search_space import applicable
+from distributed.sweep_config import Sweep, SweepConfig
 
 logger = logging.getLogger(__name__)
 Bundle = dict[str, float]
@@ -17,56 +20,73 @@ DRIVER_CPUS = {"ray": 0.25, "serial": 1.0}
 """By default, of the process that drives a trial."""
 
 
-def bundles(sweep: SweepConfig, config: ExperimentConfig) -> list[Bundle]:
-    """A bundle for the trial's driver (and buffer), one for its learner, one for each rollout actor."""
-    driver = sweep.trial_num_cpus or DRIVER_CPUS[config.run.backend]
+def bundles(sweep: SweepConfig, config: ExperimentConfig, has_gpu: bool = False) -> list[Bundle]:
+    """A bundle for the trial's driver (and buffer), one for its learner, one for each rollout actor.
+
+    `has_gpu`: whether the cluster has one, which decides learner.device: auto.
+    """
+    driver: Bundle = {"CPU": sweep.trial_num_cpus or DRIVER_CPUS[config.run.backend]}
+    actors, wants_gpu = config.actors, config.learner.device == "cuda" or (config.learner.device == "auto" and has_gpu)
+    gpu: Bundle = {"GPU": actors.learner_num_gpus} if wants_gpu and actors.learner_num_gpus > 0 else {}
     if config.run.backend == "serial":
-        return [{"CPU": driver}]
-    actors = config.actors
-    learner = {"CPU": max(actors.learner_num_cpus, 0.01)}
-    if config.learner.device == "cuda" and actors.learner_num_gpus > 0:
-        learner["GPU"] = actors.learner_num_gpus
-    return [{"CPU": driver}, learner, *({"CPU": max(actors.num_cpus, 0.01)},) * actors.num_rollout_actors]
+        return [driver | gpu]
+    if actors.num_rollout_actors == "auto":
+        raise ConfigError(
+            "actors.num_rollout_actors: got 'auto'; allowed in a sweep, whose trials share the room: a number"
+        )
+    rollout = {"CPU": max(actors.num_cpus, 0.01)} | (
+        {actors.rollout_resource: TRACE} if actors.rollout_resource else {}
+    )
+    return [driver, {"CPU": max(actors.learner_num_cpus, 0.01)} | gpu, *(rollout,) * actors.num_rollout_actors]
 
 
-def connect_with_room(sweep: SweepConfig, base: dict[str, Any]) -> bool:
-    """Connect to Ray and see that every trial can be placed; returns whether this call started it.
+def connect_with_room(sweep: Sweep) -> tuple[bool, int]:
+    """Connect to Ray and see that every trial can be placed; returns whether this call started it, and the room for trials.
 
     Raises ConfigError if a trial of the space can never be placed.
     """
-    largest = max(_candidates(sweep, base), key=lambda config: _total(bundles(sweep, config), "CPU"))
     # a process that runs trial after trial, each with threads of its own, would otherwise grow by 5 MB a trial
     os.environ.setdefault("MALLOC_ARENA_MAX", "2")
-    asked = bundles(sweep, largest)
-    needed = _total(asked, "CPU")
-    own = connect(largest, needed)
+    candidates = list(_candidates(sweep))
+    needed = max(_total(bundles(sweep.config, config), "CPU") for config in candidates)
+    own = connect(sweep.experiment, needed)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not fits(asked, nodes):
-        if own:
-            ray.shutdown()
-        raise ConfigError(
-            f"actors: a trial reserves {_shown(asked)}; the cluster's nodes have {_shown(nodes)}, where it never fits. See "
-            "actors.num_rollout_actors, actors.num_cpus, actors.learner_num_cpus, sweep.trial_num_cpus"
-        )
-    room = num_fitting(asked, nodes)
-    if sweep.max_concurrent is not None and sweep.max_concurrent > room:
+    room = most = sweep.config.max_concurrent or 10_000
+    for asked in (bundles(sweep.config, config, cluster_has_gpu()) for config in candidates):
+        room = min(room, num_fitting(asked, nodes, most))
+        if room == 0:
+            if own:
+                ray.shutdown()
+            raise ConfigError(
+                f"actors: a trial reserves {_shown(asked)}; the cluster's nodes have {_shown(nodes)}, where it never fits. "
+                "See actors.num_rollout_actors, actors.num_cpus, actors.learner_num_cpus, sweep.trial_num_cpus"
+            )
+    if sweep.config.max_concurrent is not None and room < most:
         logger.warning(
-            "sweep.max_concurrent %d: a trial reserves %g CPUs, so %d run at a time here",
-            sweep.max_concurrent,
-            needed,
-            room,
+            "sweep.max_concurrent %d: a trial reserves %g CPUs, so %d run at a time here", most, needed, room
         )
     else:
-        logger.info("%d trials at a time, of %g CPUs each", min(room, sweep.max_concurrent or room), needed)
-    return own
+        logger.info("%d trials at a time, of %g CPUs each", room, needed)
+    return own, room
 
 
-def _candidates(sweep: SweepConfig, base: dict[str, Any]) -> Iterable[ExperimentConfig]:
-    """The base experiment, and those that differ from it in one value that changes what is reserved."""
-    yield validate(base)
-    for key, domain in sweep.space.items():
-        if key.startswith(("actors.", "learner.device")):
-            yield from (validate(apply_values(base, {key: value})) for value in domain.extremes)
+def cluster_has_gpu() -> bool:
+    """Whether some node has a GPU."""
+    return ray.cluster_resources().get("GPU", 0.0) > 0
+
+
+def _candidates(sweep: Sweep) -> Iterable[ExperimentConfig]:
+    """The trials, or where a search will choose them, all extremes, as far as they differ in what they reserve."""
+    relevant = [key for key in sweep.config.space if key.startswith(("actors.", "learner.device", "run.backend"))]
+    if sweep.config.search == "random":
+        chosen = [applicable(sweep.base, sweep.config.space, point) for point in sweep.points]
+        changes = [{key: point[key] for key in relevant if key in point} for point in chosen]
+    else:
+        extremes = (sweep.config.space[key].extremes for key in relevant)
+        changes = [dict(zip(relevant, values, strict=True)) for values in itertools.product(*extremes)]
+    for change in {repr(change): change for change in changes}.values():
+        with suppress(ConfigError):  # which its trial will report
+            yield validate(apply_values(sweep.base, change))
 
 
 def fits(asked: list[Bundle], nodes: list[Bundle]) -> bool:

@@ -57,7 +57,7 @@ class RunFolder:
 
     def write_config(self, config: ExperimentConfig) -> None:
         """Write config.yaml, whole or not at all; raises OSError."""
-        self._replace(self.config_file, config.to_yaml())
+        replace_text(self.config_file, config.to_yaml())
 
     @contextmanager
     def locked(self, wait_seconds: float = 0.0) -> Iterator[None]:
@@ -93,17 +93,25 @@ class RunFolder:
     def forget_metrics_after(self, step: int) -> None:
         """Drop the records of steps that a resumed run takes again."""
         kept = [record for record in self.read_metrics() if record["step"] <= step]
-        self._replace(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+        replace_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, whole or not at all; raises OSError."""
-        self._replace(self.summary_file, to_json(summary) + "\n")
+        replace_text(self.summary_file, to_json(summary) + "\n")
 
-    @staticmethod
-    def _replace(path: Path, text: str) -> None:
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(text)
-        os.replace(temporary, path)
+    def read_summary(self) -> dict[str, Any]:
+        """The final figures; empty if there are none, or they were cut short."""
+        try:
+            return dict(json.loads(self.summary_file.read_text()))
+        except (OSError, ValueError):
+            return {}
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all; raises OSError."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text)
+    os.replace(temporary, path)
 
 
 def finite(figures: dict[str, Any]) -> dict[str, float]:

@@ -114,6 +114,12 @@ def applicable(base: dict[str, Any], space: Space, point: Mapping[str, Any]) -> 
     }
 
 
+def on_steps(space: Space, point: Mapping[str, Any]) -> dict[str, Any]:
+    """`point` with the values of ranges between their ends and on their steps, as some searches leave them."""
+    ranges = {key: space[key] for key in point if key in space and not space[key].is_listed}
+    return dict(point) | {key: domain.round(point[key]) for key, domain in ranges.items()}
+
+
 def dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one of dotted keys."""
     found: dict[str, Any] = {}
@@ -126,8 +132,13 @@ def check_space(base: dict[str, Any], space: Space) -> None:
     """Raises ConfigError for a key, or an extreme value of one, with which the base experiment is not valid."""
     validate(base)
     for key, domain in space.items():
-        if key in domain.when:
-            raise ConfigError(f"sweep.space.{key}.when: refers to itself")
+        for other in domain.when:
+            if other == key:
+                raise ConfigError(f"sweep.space.{key}.when: refers to itself")
+            if other in space and space[other].when:
+                raise ConfigError(
+                    f"sweep.space.{key}.when: {other} has a condition itself; allowed: keys without, so name that condition here"
+                )
         for value in domain.extremes:
             try:
                 validate(apply_values(base, {**domain.when, key: value}))

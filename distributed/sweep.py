@@ -7,18 +7,29 @@ after a crash.
 
 import argparse
 import logging
+import shutil
 import uuid
 from pathlib import Path
 
 import yaml
 
 from distributed import cli
-from distributed.config import ConfigError, apply_overrides, describe_fields, read_yaml, validate, validate_section
+from distributed.backend import RunFailed
+from distributed.config import (
+    ConfigError,
+    apply_overrides,
+    describe_fields,
+    read_yaml,
+    validate,
+    validate_section,
+    without_credentials,
+)
+from distributed.mlflow_store import tracking_uri
 from distributed.progress import configure_logging
 from distributed.run_folder import default_name
 from distributed.search_space import check_space
 from distributed.sweep_config import SWEEP_FILE, Sweep, SweepConfig, load_sweep
-from distributed.tuning import find_metric, run_sweep
+from distributed.tuning import TRIALS_FOLDER, find_metric, run_sweep
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +53,15 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         sweep = _create(options.config, overrides)
     logger.info("sweep folder %s", sweep.folder)
-    return run_sweep(sweep, resumed=options.resume is not None)
+    try:
+        return run_sweep(sweep, resumed=options.resume is not None)
+    except (ConfigError, RunFailed) as error:
+        if not (sweep.folder / TRIALS_FOLDER).exists():  # nothing began
+            shutil.rmtree(sweep.folder)
+        if isinstance(error, ConfigError):
+            raise
+        logger.error("%s", error)
+        return cli.EXIT_FAILED
 
 
 def _help() -> str:
@@ -64,8 +83,18 @@ def _create(file: Path, overrides: list[tuple[str, str]]) -> Sweep:
     name = base.run.name or default_name(file)
     values.get("run", {}).pop("name", None)
     folder = (base.run.output_folder / name).absolute()
-    metric = find_metric(config, base)
-    sweep = Sweep(key=uuid.uuid4().hex, name=name, folder=folder, config=config, base=values, metric=metric)
+    uri = tracking_uri(base)
+    if without_credentials(uri) != uri:
+        raise ConfigError(
+            "MLFLOW_TRACKING_URI: no user or password is allowed in a sweep's, which is written down; use "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    sweep = Sweep(
+        key=uuid.uuid4().hex, name=name, folder=folder, config=config, base=values, metric=find_metric(config, base),
+        mlflow_uri=uri, working_directory=Path.cwd(),
+    )  # fmt: skip
+    if config.search == "random":
+        logger.info("%d points, %d trials", len(sweep.points), len(sweep.points) * len(sweep.seeds))
     try:
         folder.mkdir(parents=True)
         (folder / SWEEP_FILE).write_text(yaml.safe_dump(sweep.to_dict(), sort_keys=False))

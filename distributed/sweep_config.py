@@ -2,22 +2,27 @@
 
 import importlib.util
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from distributed.config import ConfigError, ExperimentConfig, read_yaml, validate, validate_section
+from distributed.config import ConfigError, ExperimentConfig, apply_values, read_yaml, validate, validate_section
 from distributed.experiment import derive_seed
-from distributed.search_space import Domain
+from distributed.search_space import Domain, draw_points
 from learner.configs import StrictConfig
 
 SWEEP_FILE = "sweep.yaml"
 OPTIONAL = ("optuna", "hyperopt")
 """Search algorithms whose package, of the same name, is not installed with this one."""
-FIXED_FOR_PBT = ("run.", "network.", "dynamics.network", "environment.", "oracle.")
-"""Keys without which a checkpoint of another trial cannot be taken over."""
+FIXED_FOR_PBT = (
+    "run.", "network.", "dynamics.network", "environment.", "oracle.", "tracking.", "replay.capacity", "learner.device",
+    "actors.num_", "actors.learner_", "actors.rollout_", "actors.max_rollout", "objective.name", "objective.dynamics",
+    "objective.backward", "objective.lookahead", "objective.log_z",
+)  # fmt: skip
+"""Beginnings of keys on which the form of a checkpoint, the reservation or the place in MLflow depend."""
 
 
 class SchedulerConfig(StrictConfig):
@@ -96,11 +101,11 @@ class SweepConfig(StrictConfig):
             if key.startswith(FIXED_FOR_PBT):
                 raise ValueError(
                     f"space: {key} cannot change while a trial runs; allowed with scheduler: pbt: keys that do not begin "
-                    f"with {', '.join(FIXED_FOR_PBT)}"
+                    f"with one of {', '.join(FIXED_FOR_PBT)}"
                 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Sweep:
     """A sweep and its folder."""
 
@@ -112,11 +117,20 @@ class Sweep:
     """The base experiment."""
     metric: str
     """`config.metric`, or what it is where none is given."""
+    mlflow_uri: str
+    """The store, also for --resume from elsewhere."""
+    working_directory: Path
+    """To which relative paths of the experiment refer."""
 
-    @property
+    @cached_property
     def experiment(self) -> ExperimentConfig:
         """The base experiment, validated."""
-        return validate(self.base)
+        return validate(apply_values(self.base, {"tracking.mlflow_uri": self.mlflow_uri}))
+
+    @cached_property
+    def points(self) -> list[dict[str, Any]]:
+        """With search: random, the points; raises ConfigError if one is not valid."""
+        return draw_points(self.base, self.config.space, self.config.num_samples, self.rng("points"))
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -126,7 +140,8 @@ class Sweep:
     def to_dict(self) -> dict[str, Any]:
         """What --resume needs."""
         section = self.config.model_dump(mode="json", exclude_unset=True)
-        return {"key": self.key, "name": self.name, "metric": self.metric, "sweep": section, "base": self.base}
+        where = {"mlflow_uri": self.mlflow_uri, "working_directory": str(self.working_directory)}
+        return {"key": self.key, "name": self.name, "metric": self.metric, **where, "sweep": section, "base": self.base}
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Random numbers that a resumed sweep draws again."""
@@ -143,7 +158,7 @@ def load_sweep(folder: Path) -> Sweep:
         config = validate_section(SweepConfig, "sweep", values["sweep"])
         return Sweep(
             key=values["key"], name=values["name"], folder=folder.absolute(), config=config, base=values["base"],
-            metric=values["metric"],
+            metric=values["metric"], mlflow_uri=values["mlflow_uri"], working_directory=Path(values["working_directory"]),
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{file}: damaged ({error})") from error

@@ -107,7 +107,7 @@ def error_of(trial: Any) -> str:
 
 
 def points_of(results: list[TrialResult], sweep: SweepConfig, metric: str, base: dict[str, Any]) -> list[PointResult]:
-    """The points, best first; trials that failed do not count."""
+    """The points, best first, those last of which a trial failed; the median is over the others."""
     groups: dict[str, list[TrialResult]] = {}
     points: dict[str, dict[str, Any]] = {}
     for result in results:
@@ -121,7 +121,7 @@ def points_of(results: list[TrialResult], sweep: SweepConfig, metric: str, base:
         median = float(np.median(values)) if values else float("nan")
         rows.append(PointResult(points[name], median, values, [m.status for m in members]))
     sign = 1 if sweep.mode == "min" else -1
-    return sorted(rows, key=lambda row: (np.isnan(row.value), sign * row.value))
+    return sorted(rows, key=lambda row: (len(row.values) < len(row.statuses), np.isnan(row.value), sign * row.value))
 
 
 def write_report(
@@ -133,10 +133,12 @@ def write_report(
     _write_trials(folder / "results.csv", keys, results)
     with open(folder / "points.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*keys, f"{metric}_median", f"{metric}_min", f"{metric}_max", "num_trials"])
+        writer.writerow([*keys, f"{metric}_median", f"{metric}_min", f"{metric}_max", "num_trials", "num_judged"])
         for point in points:
             figures = (point.value, min(point.values), max(point.values)) if point.values else ("", "", "")
-            writer.writerow([*(point.point.get(key, "") for key in keys), *figures, len(point.statuses)])
+            writer.writerow(
+                [*(point.point.get(key, "") for key in keys), *figures, len(point.statuses), len(point.values)]
+            )
     if points and points[0].values:
         best = validate(apply_values(base, points[0].point))
         header = (
@@ -144,7 +146,10 @@ def write_report(
             f"with {', '.join(f'{key} {text(value)}' for key, value in points[0].point.items())}.\n"
         )
         (folder / "best.yaml").write_text(header + best.to_yaml())
-        sweep_plot([(p.point, p.value) for p in points if p.values], sweep, metric, folder / "sweep.png")
+        try:
+            sweep_plot([(p.point, p.value) for p in points if p.values], sweep, metric, folder / "sweep.png")
+        except (OSError, ValueError) as error:
+            logger.warning("sweep.png was not drawn (%s)", error)
     return points
 
 

@@ -13,7 +13,6 @@ from distributed.config import ExperimentConfig, without_credentials
 from distributed.mlflow_store import (
     ENDED_TAG,
     FINAL,
-    MLFLOW_STATUS,
     RUN_KEY_TAG,
     cause_of,
     connect_client,
@@ -168,23 +167,28 @@ class SweepTracker:
     def close(self, ended: str, trials: dict[str, str], artifacts: list[Path], figures: dict[str, float]) -> None:
         """Log the report and end the parent run, and see that every trial's run ended as `trials` (run key -> how) says.
 
-        A trial that was killed could not say so itself; runs of trials that are not listed count as interrupted.
+        A trial that was killed could not say so itself; one that is not listed, and seems to run, counts as interrupted.
         """
         if self.run_id is None:
             return
 
-        def close() -> None:
+        def end() -> None:
+            for child in find_children(self._client, self._experiment, self.run_id):
+                status = trials.get(child.data.tags.get(RUN_KEY_TAG, ""))
+                if status is None and child.info.status == "RUNNING":
+                    status = "interrupted"
+                if status is not None and child.data.tags.get(ENDED_TAG) != status:
+                    end_run(self._client, child.info.run_id, status)
             for name, value in figures.items():
                 self._client.log_metric(self.run_id, name, value)
-            for path in artifacts:
-                self._client.log_artifact(self.run_id, str(path))
-            for child in find_children(self._client, self._experiment, self.run_id):
-                status = trials.get(child.data.tags.get(RUN_KEY_TAG, ""), "interrupted")
-                if child.info.status != MLFLOW_STATUS[status] or child.data.tags.get(ENDED_TAG) != status:
-                    end_run(self._client, child.info.run_id, status)
             end_run(self._client, self.run_id, ended)
 
-        self._try(close)
+        def log_artifacts() -> None:
+            for path in artifacts:
+                self._client.log_artifact(self.run_id, str(path))
+
+        self._try(end)
+        self._try(log_artifacts)
 
     @staticmethod
     def _try(action: Callable[[], None]) -> None:

@@ -1,6 +1,7 @@
 """One trial of a sweep: an ordinary run in a folder of its own, in a thread that answers to Ray Tune at its evaluations."""
 
 import gc
+import hashlib
 import json
 import logging
 import math
@@ -21,8 +22,8 @@ from distributed.checkpoints import STATE_FILE, load_state
 from distributed.config import ConfigError, ExperimentConfig, apply_values, validate
 from distributed.mlflow_store import PARENT_TAG
 from distributed.run import newest_readable, train_in_folder
-from distributed.run_folder import RunFolder, finite
-from distributed.search_space import Domain, applicable
+from distributed.run_folder import RunFolder, finite, replace_text
+from distributed.search_space import Domain, applicable, on_steps
 from distributed.training_loop import DONE, FAILED, INTERRUPTED, STOPPED, Hooks
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ TRIAL_TAG = "trial_id"
 STOP_FILE = "stop"
 """Beside the trials' folders while an interrupted sweep waits for its trials to end."""
 TAKEN_FILE = "taken.json"
-"""In a trial's folder: whose checkpoint it went on from last (population-based training)."""
+"""In a trial's folder: whose checkpoints it went on from, the last one last (population-based training)."""
 END_SECONDS = 120.0
 """How long a trial that is told to stop may save, be judged and report to MLflow."""
 LOCK_SECONDS = END_SECONDS + 30.0
@@ -68,7 +69,7 @@ class TrialSetup:
         point = dict(point)
         if TRIAL_INDEX in point:  # the search repeats each point, and numbers the repeats
             point["run.seed"] = self.seeds[point.pop(TRIAL_INDEX)]
-        values = apply_values(self.base, applicable(self.base, self.space, point))
+        values = apply_values(self.base, applicable(self.base, self.space, on_steps(self.space, point)))
         values["run"] = values.get("run", {}) | {"name": trial_id, "output_folder": str(self.folder)}
         values["tracking"] = values.get("tracking", {}) | {"mlflow_uri": self.mlflow_uri}
         return validate(values)
@@ -206,11 +207,20 @@ class TrialRun:
             return
         self._halted = True
         self._events.put(finite({STEP: step} | metrics))
-        while self._requests.get() == "save":
+        while self._next_request() == "save":
             try:
                 self._events.put(write())
             except OSError as error:
                 self._events.put(error)
+
+    def _next_request(self) -> str:
+        while True:
+            try:
+                return self._requests.get(timeout=1.0)
+            except queue.Empty:
+                if self._stop_file.exists():  # Tune will not ask any more
+                    self._reason = INTERRUPTED
+                    return "go on"
 
     def _train(self) -> None:
         try:
@@ -224,20 +234,21 @@ class TrialRun:
             _, summary = train_in_folder(self._config, *self._go_on_from(), self._hooks)
             if summary["status"] == FAILED:
                 raise TrialFailed(summary["error"] or "the run failed")
-            figures = finite(summary)
-            if summary["status"] not in (STOPPED, INTERRUPTED) and self._setup.metric not in figures:
-                raise TrialFailed(f"sweep.metric: the run ended without a finite {self._setup.metric}")
-            self._events.put(figures | {"done": True})
-        except Exception as error:  # whatever it is, Tune must hear of it
+            self._events.put(self._last_figures(summary))
+        except BaseException as error:  # whatever it is, Tune must hear of it, or it would wait for ever
             logger.error("the trial in %s failed: %s", self._folder.path, error)
-            self._events.put(error)
+            self._events.put(error if isinstance(error, Exception) else TrialFailed(repr(error)))
+
+    def _last_figures(self, summary: dict[str, Any]) -> dict[str, Any]:
+        figures = finite(summary)
+        if summary["status"] not in (STOPPED, INTERRUPTED) and self._setup.metric not in figures:
+            raise TrialFailed(f"sweep.metric: the run ended without a finite {self._setup.metric}")
+        return figures | {"done": True}
 
     def _done_before(self) -> dict[str, Any] | None:
         """The last figures of a run that ended, of which Tune had not heard when it was killed."""
-        if not self._folder.summary_file.exists():
-            return None
-        summary = json.loads(self._folder.summary_file.read_text())
-        return finite(summary) | {"done": True} if summary["status"] == DONE else None
+        summary = self._folder.read_summary()
+        return self._last_figures(summary) if summary.get("status") == DONE else None
 
     def _go_on_from(self) -> tuple[RunFolder | None, Path | None, dict[str, Any] | None]:
         if not self._folder.config_file.is_file():
@@ -258,15 +269,28 @@ def take_over(given: Path, setup: TrialSetup, config: ExperimentConfig, trial_id
     state = load_state(given)
     if state.get("run_key") == setup.run_key(trial_id):
         return
-    path = config.run.output_folder / trial_id
-    taken = {"run_key": state.get("run_key"), "step": state["step"], "wall_seconds": state["wall_seconds"]}
-    if (path / TAKEN_FILE).is_file() and json.loads((path / TAKEN_FILE).read_text()) == taken:
+    folder = RunFolder(config.run.output_folder / trial_id)
+    if not folder.config_file.is_file():
+        folder = RunFolder.create(config)
+    record = {"run_key": state.get("run_key"), "step": state["step"], "config": digest(config)}
+    taken = folder.path / TAKEN_FILE
+    earlier = json.loads(taken.read_text()) if taken.is_file() else []
+    if record in earlier:
         return  # a resumed sweep offers again what this trial went on from long ago
-    folder = RunFolder(path) if (path / "config.yaml").is_file() else RunFolder.create(config)
     with folder.locked(LOCK_SECONDS):
-        folder.write_config(config)
-        shutil.rmtree(folder.checkpoints.folder, ignore_errors=True)
         own = folder.checkpoints.folder / f"step_{int(state['step']):09d}"
-        shutil.copytree(given, own)
-        (own / STATE_FILE).write_text(json.dumps(state | {"run_key": setup.run_key(trial_id)}))
-        (path / TAKEN_FILE).write_text(json.dumps(taken))
+        copy = folder.checkpoints.folder / f".{own.name}.part"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(given, copy)
+        (copy / STATE_FILE).write_text(json.dumps(state | {"run_key": setup.run_key(trial_id)}))
+        folder.write_config(config)
+        folder.summary_file.unlink(missing_ok=True)
+        for old in folder.checkpoints.newest_first():
+            shutil.rmtree(old, ignore_errors=True)
+        os.replace(copy, own)
+        replace_text(taken, json.dumps([*earlier, record]))
+
+
+def digest(config: ExperimentConfig) -> str:
+    """Short name of a configuration."""
+    return hashlib.sha256(config.to_yaml().encode()).hexdigest()[:16]

@@ -2,14 +2,18 @@
 
 import json
 import logging
+import math
 import os
 import random
+import shutil
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import ray
 from ray import tune
 from ray.tune.schedulers import (
@@ -24,20 +28,26 @@ from ray.tune.search.repeater import TRIAL_INDEX
 
 from distributed import cli
 from distributed.config import ConfigError, ExperimentConfig
-from distributed.experiment import derive_seed, make_environment, make_learner
-from distributed.mlflow_store import tracking_uri
-from distributed.reservation import bundles, connect_with_room
+from distributed.experiment import make_environment, make_learner
+from distributed.reservation import bundles, cluster_has_gpu, connect_with_room
 from distributed.run import prepare
 from distributed.run_folder import RunFolder, finite
-from distributed.search_space import Domain, dotted, draw_points
+from distributed.search_space import Domain, applicable, dotted, on_steps
 from distributed.sweep_config import Sweep, SweepConfig
 from distributed.sweep_report import SweepProgress, TrialResult, best_figures, error_of, print_report, write_report
 from distributed.tracking import SweepTracker
 from distributed.training_loop import DONE, FAILED, INTERRUPTED, STOPPED
-from distributed.trial import STEP, STOP_FILE, Trial, TrialSetup
+from distributed.trial import END_SECONDS, STEP, STOP_FILE, Trial, TrialSetup
 
 logger = logging.getLogger(__name__)
 TUNE_FOLDER, TRIALS_FOLDER = "tune", "trials"
+TUNES_OWN = (
+    "time", "pid", "done", "training_iteration", "iterations", "episodes", "trial", "date", "checkpoint", "should", "node",
+    "hostname", "config", "experiment",
+)  # fmt: skip
+"""Beginnings of what Tune adds to a trial's figures."""
+QUIET_CHECKS = 4
+"""Half seconds in which no trial may be found at work after an interruption."""
 CHECK_SAMPLES = 16
 """Samples with which an untrained sampler is judged, to see which figures there are."""
 
@@ -71,15 +81,15 @@ def find_metric(config: SweepConfig, experiment: ExperimentConfig) -> str:
 def run_sweep(sweep: Sweep, *, resumed: bool) -> int:
     """Run it to its end or to Ctrl-C, write the report, and print it; returns the exit code."""
     with RunFolder(sweep.folder).locked():
-        own = connect_with_room(sweep.config, sweep.base)
+        own, room = connect_with_room(sweep)
         try:
-            return _run_connected(sweep, resumed=resumed)
+            return _run_connected(sweep, room, resumed=resumed)
         finally:
             if own:
                 ray.shutdown()
 
 
-def _run_connected(sweep: Sweep, *, resumed: bool) -> int:
+def _run_connected(sweep: Sweep, room: int, *, resumed: bool) -> int:
     experiment, folder = sweep.experiment, sweep.folder / TRIALS_FOLDER
     folder.mkdir(exist_ok=True)
     (folder / STOP_FILE).unlink(missing_ok=True)
@@ -94,14 +104,14 @@ def _run_connected(sweep: Sweep, *, resumed: bool) -> int:
             space=sweep.config.space,
             seeds=sweep.seeds,
             folder=folder,
-            working_directory=Path.cwd(),
-            mlflow_uri=tracking_uri(experiment),
+            working_directory=sweep.working_directory,
+            mlflow_uri=sweep.mlflow_uri,
             parent=tracker.run_id,
             metric=sweep.metric,
             mutates=sweep.config.scheduler.name == "pbt",
         )
         with _Interruption(folder / STOP_FILE) as stop:
-            grid = _tuner(sweep, setup, resumed=resumed).fit()
+            grid = _tuner(sweep, setup, room, resumed=resumed).fit()
         trials = grid._experiment_analysis.trials  # a Result of Tune's knows neither its trial's point nor its status
         results = [_result(sweep, trial, interrupted=stop.requested) for trial in trials]
         statuses = {setup.run_key(result.trial_id): result.status for result in results}
@@ -146,26 +156,48 @@ class _Interruption:
         self.requested = True
         logger.warning("stopping the trials, which save; press Ctrl-C again to stop at once")
         self._stop_file.touch()
+        self._wait_for_trials()  # Tune itself would wait for ten seconds
         tune_stops(signal.SIGUSR1, frame)
 
+    def _wait_for_trials(self) -> None:
+        """Until no trial has held its folder for a moment."""
+        deadline, quiet = time.monotonic() + END_SECONDS, 0
+        while quiet < QUIET_CHECKS and time.monotonic() < deadline:
+            quiet = 0 if any(_is_locked(file.parent) for file in self._stop_file.parent.glob("*/lock")) else quiet + 1
+            time.sleep(0.5)
 
-def _tuner(sweep: Sweep, setup: TrialSetup, *, resumed: bool) -> tune.Tuner:
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with RunFolder(folder).locked():
+            return False
+    except ConfigError:
+        return True
+
+
+def _tuner(sweep: Sweep, setup: TrialSetup, room: int, *, resumed: bool) -> tune.Tuner:
+    has_gpu = cluster_has_gpu()
+
     def reserve(point: dict[str, Any]) -> tune.PlacementGroupFactory:
-        return tune.PlacementGroupFactory(bundles(sweep.config, setup.config(point, "trial")), strategy="PACK")
+        try:
+            config = setup.config(point, "trial")
+        except ConfigError:  # a search chose what is not valid: the trial will fail, not the sweep
+            config = sweep.experiment
+        return tune.PlacementGroupFactory(bundles(sweep.config, config, has_gpu), strategy="PACK")
 
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the run folders hold the metrics
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # it prints to stdout
     for name in ("ray.tune.analysis.experiment_analysis", "ray.tune.execution.tune_controller", "ray.tune.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # `SweepProgress` says what failed
-    random.seed(
-        derive_seed(sweep.experiment.run.seed, "mutations")
-    )  # which Tune's population-based training draws from
+    np.random.seed(int(sweep.rng("mutations").integers(2**32)))
+    random.seed(int(sweep.rng("mutations").integers(2**32)))  # which Tune's population-based training draws from
     trainable = tune.with_resources(tune.with_parameters(Trial, setup=setup), reserve)
     path = sweep.folder / TUNE_FOLDER
-    if resumed and tune.Tuner.can_restore(str(path)):
+    if resumed and _has_state(path):
         return tune.Tuner.restore(str(path), trainable=trainable, resume_unfinished=True, resume_errored=True)
     settings = sweep.config
-    search, num_trials = _search(sweep)
+    shutil.rmtree(path, ignore_errors=True)  # it ended before it knew of any trial
+    search, num_trials = _search(sweep, room)
     space = {key: _to_tune(domain) for key, domain in settings.space.items()}
     if settings.search == "random":
         space["run.seed"] = tune.choice(list(sweep.seeds))
@@ -193,6 +225,17 @@ def _tuner(sweep: Sweep, setup: TrialSetup, *, resumed: bool) -> tune.Tuner:
     )
 
 
+def _has_state(path: Path) -> bool:
+    """Whether Tune can go on from its folder: it makes one before it knows of any trial."""
+    for file in path.glob("experiment_state-*.json"):
+        try:
+            json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        return tune.Tuner.can_restore(str(path))
+    return False
+
+
 def _trial_id(trial: Any) -> str:
     return trial.trial_id
 
@@ -204,12 +247,11 @@ def _to_tune(domain: Domain) -> Any:
     return getattr(tune, domain.kind)(*domain.values)
 
 
-def _search(sweep: Sweep) -> tuple[Any, int]:
+def _search(sweep: Sweep, room: int) -> tuple[Any, int]:
     """Search algorithm and number of trials. Random points are drawn here, so that every one is known to be valid."""
     settings, seeds = sweep.config, sweep.seeds
     if settings.search == "random":
-        points = draw_points(sweep.base, settings.space, settings.num_samples, sweep.rng("points"))
-        trials = [point | {"run.seed": seed} for point in points for seed in seeds]
+        trials = [point | {"run.seed": seed} for point in sweep.points for seed in seeds]
         generator = BasicVariantGenerator(points_to_evaluate=trials, max_concurrent=settings.max_concurrent or 0)
         return generator, len(trials)
     seed = int(sweep.rng("search").integers(2**31))
@@ -221,22 +263,22 @@ def _search(sweep: Sweep) -> tuple[Any, int]:
         from ray.tune.search.hyperopt import HyperOptSearch
 
         searcher = HyperOptSearch(metric=sweep.metric, mode=settings.mode, random_state_seed=seed)
-    searcher = ConcurrencyLimiter(
-        Repeater(searcher, repeat=len(seeds)), max_concurrent=settings.max_concurrent or max(len(seeds), 2)
-    )
+    searcher = ConcurrencyLimiter(Repeater(searcher, repeat=len(seeds)), max_concurrent=settings.max_concurrent or room)
     return searcher, settings.num_samples * len(seeds)
 
 
 def _scheduler(sweep: Sweep) -> TrialScheduler:
     settings, run = sweep.config.scheduler, sweep.experiment.run
+    varies_length = "run.num_learner_steps" in sweep.config.space
+    longest = max(sweep.config.space["run.num_learner_steps"].extremes if varies_length else (run.num_learner_steps,))
     grace = min(run.num_learner_steps, settings.grace_steps or sweep.experiment.evaluation.every_steps)
     if settings.name == "asha":
         return AsyncHyperBandScheduler(
-            time_attr=STEP, max_t=run.num_learner_steps, grace_period=grace, reduction_factor=settings.reduction_factor
+            time_attr=STEP, max_t=longest, grace_period=grace, reduction_factor=settings.reduction_factor
         )
     if settings.name == "median":
-        never = run.num_learner_steps  # it would pause trials for others to catch up, at the cost of their actors
-        return MedianStoppingRule(time_attr=STEP, grace_period=grace, min_time_slice=never)
+        never = math.inf  # it would pause trials for others to catch up, at the cost of their actors
+        return MedianStoppingRule(time_attr=STEP, grace_period=grace, min_time_slice=never)  # type: ignore[arg-type]
     if settings.name == "pbt":
         space = sweep.config.space
         return PopulationBasedTraining(
@@ -246,29 +288,30 @@ def _scheduler(sweep: Sweep) -> TrialScheduler:
                 key: list(domain.values) if domain.is_listed else _to_tune(domain) for key, domain in space.items()
             },
             quantile_fraction=settings.quantile,
-            custom_explore_fn=partial(_keep_inside, space),
+            custom_explore_fn=partial(on_steps, space),
             log_config=False,
         )
     return FIFOScheduler()
 
 
-def _keep_inside(space: dict[str, Domain], point: dict[str, Any]) -> dict[str, Any]:
-    """A changed point with every range's value back between its ends."""
-    return point | {key: domain.round(point[key]) for key, domain in space.items() if not domain.is_listed}
-
-
 def _result(sweep: Sweep, trial: Any, *, interrupted: bool) -> TrialResult:
     """What became of a trial of Tune's, in its run's own words where it left any."""
     folder = RunFolder(sweep.folder / TRIALS_FOLDER / trial.trial_id)
-    summary = json.loads(folder.summary_file.read_text()) if folder.summary_file.exists() else {}
-    point = dict(trial.config)
+    summary = folder.read_summary()
+    point = on_steps(sweep.config.space, trial.config)
     if TRIAL_INDEX in point:
         point["run.seed"] = sweep.seeds[point.pop(TRIAL_INDEX)]
     if sweep.config.scheduler.name == "pbt" and folder.config_file.exists():
         used = dotted(folder.load_config([]).model_dump(mode="json"))
         point = {key: used[key] for key in point if key in used}
+    point = applicable(sweep.base, sweep.config.space, point)
     last = trial.run_metadata.last_result  # `trial.last_result` may be that of the process's trial before
+    figures = finite(summary or {name: value for name, value in last.items() if not name.startswith(TUNES_OWN)})
     if trial.status == trial.ERROR:
-        return TrialResult(trial.trial_id, point, FAILED, finite(last), summary.get("error") or error_of(trial))
-    status = summary.get("status", INTERRUPTED if interrupted else STOPPED)
-    return TrialResult(trial.trial_id, point, status, finite(summary or last), "")
+        return TrialResult(trial.trial_id, point, FAILED, figures, summary.get("error") or error_of(trial))
+    status = summary.get("status", STOPPED)
+    if trial.status != trial.TERMINATED:
+        status = INTERRUPTED
+    elif status == INTERRUPTED and not interrupted:
+        status = STOPPED  # by the scheduler, at the moment when an earlier session was interrupted
+    return TrialResult(trial.trial_id, point, status, figures, "")

@@ -133,7 +133,7 @@ def test_mlflow_ui_answers(tmp_path):
 @pytest.mark.parametrize(
     "module",
     ["distributed.run", "distributed.evaluate", "distributed.sample", "distributed.attention",
-     "distributed.compare_objectives", "distributed.sweep", "distributed.compare", "tests.benchmarks"],
+     "distributed.compare_objectives", "distributed.sweep", "distributed.compare", "distributed.doctor", "tests.benchmarks"],
 )  # fmt: skip
 def test_every_command_has_help(module, tmp_path):
     done = execute(f"python -m {module} --help", tmp_path)

@@ -109,9 +109,12 @@ def test_whatever_ended_a_trial_its_run_says_so(in_tmp_path, toy):
     for name in statuses:  # all of them were killed before they could say how they ended
         tags = {"run_key": f"key/{name}", "mlflow.parentRunId": tracker.run_id}
         client.create_run(experiment, tags=tags, run_name=name)
+    unlisted = client.create_run(experiment, tags={"mlflow.parentRunId": tracker.run_id}, run_name="long done")
+    client.set_terminated(unlisted.info.run_id, "FINISHED")
     tracker.close("done", {f"key/{name}": name for name in statuses if name != "unknown"}, [], {"best_excess_kl": 0.1})
     found = {run.info.run_name: run for run in client.search_runs([experiment])}
     assert {name: found[name].info.status for name in statuses} == statuses
+    assert found["long done"].info.status == "FINISHED"  # of which this session knew nothing
     assert found["stopped"].data.tags["ended"] == "stopped"
     assert (found["sweep"].info.status, found["sweep"].data.metrics) == ("FINISHED", {"best_excess_kl": 0.1})
     again = tracking.SweepTracker(config, "key", "sweep", {})

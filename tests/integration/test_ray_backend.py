@@ -59,7 +59,7 @@ def test_the_toy_is_learned_on_ray(in_tmp_path, toy):
     assert result["excess_kl"] < 1e-3
     assert result["num_sampled"] == result["num_stored"] + result["num_dropped"] + result["num_in_flight"]
     records = [record for record in folder.read_metrics() if "policy_lag" in record]
-    assert all(record["policy_lag_max"] <= config.actors.policy_lag_limit for record in records)
+    assert all(record["policy_lag_max"] <= config.actors.policy_lag_limit(2) for record in records)
     versions = [record["policy_version"] for record in records]
     assert versions == sorted(versions)
     with np.load(folder.checkpoints.newest_first()[0] / "replay_buffer.npz") as saved:
@@ -88,7 +88,7 @@ def test_killed_actors_are_replaced_and_nothing_is_counted_twice(backend):
     backend.start(None)
     steps(backend, 5)
     backend.store.write(5, backend.save)
-    for victim in (backend._rollouts[0], backend._learner, backend._buffer, backend._rollouts[1]):
+    for victim in (backend._pool.slots[0], backend._learner, backend._buffer, backend._pool.slots[1]):
         version = backend.accounting.policy_version
         kill(victim)
         while victim.restarts == 0:  # the others go on until the loss is noticed
@@ -121,10 +121,10 @@ def test_an_actor_that_dies_too_often_ends_the_run_with_the_cause(in_tmp_path, t
     try:
         backend.start(None)
         steps(backend, 2)
-        kill(backend._rollouts[0])
+        kill(backend._pool.slots[0])
         while backend.accounting.num_restarts == 0:
             backend.step()
-        kill(backend._rollouts[0])
+        kill(backend._pool.slots[0])
         with pytest.raises(RunFailed, match="rollout 0 died 2 times"):
             steps(backend, 50)
     finally:
@@ -136,7 +136,7 @@ def test_an_actor_that_does_not_answer_is_replaced(in_tmp_path, toy):
     backend = RayBackend(config, CheckpointStore(in_tmp_path / "checkpoints"))
     try:
         backend.start(None)
-        slot = backend._rollouts[0]
+        slot = backend._pool.slots[0]
         process = ray.get(slot.handle.ready.remote())
         steps(backend, 2)
         os.kill(process, signal.SIGSTOP)
@@ -195,13 +195,13 @@ def test_an_actor_that_dies_during_the_prefill_is_replaced(in_tmp_path, toy):
     prefill = backend._prefill
 
     def kill_and_prefill() -> None:
-        ray.kill(backend._rollouts[0].handle)
+        ray.kill(backend._pool.slots[0].handle)
         prefill()
 
     backend._prefill = kill_and_prefill
     try:
         backend.start(None)
-        assert backend._rollouts[0].restarts == 1
+        assert backend._pool.slots[0].restarts == 1
         assert backend.statistics()["buffer_num_offline"] == 400
         steps(backend, 2)
     finally:
@@ -219,7 +219,7 @@ def test_waiting_behind_another_call_is_not_taken_for_silence(in_tmp_path, toy):
     backend = RayBackend(toy(**changes), CheckpointStore(in_tmp_path / "checkpoints"))
     try:
         backend.start(None)
-        ray.get(backend._rollouts[0].handle.ready.remote())
+        ray.get(backend._pool.slots[0].handle.ready.remote())
         steps(backend, 3)
         assert backend.accounting.num_restarts == 0
     finally:

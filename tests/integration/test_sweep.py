@@ -195,7 +195,7 @@ def test_population_based_training_changes_gamma_and_goes_on_from_better_trials(
         assert json.loads((folder / "summary.json").read_text())["status"] == "done"
         if (folder / "taken.json").exists():
             taken[folder.name] = gammas
-            donor = json.loads((folder / "taken.json").read_text())["run_key"].split("/")[1]
+            donor = json.loads((folder / "taken.json").read_text())[-1]["run_key"].split("/")[1]
             assert donor != folder.name
             assert donor in {f.name for f in folders}
     assert taken, "no trial went on from another"
@@ -278,6 +278,44 @@ def test_trials_that_can_never_be_placed_are_an_error_at_once(in_tmp_path, ray_s
     section = {"space": {"actors.num_rollout_actors": {"grid": [1, 100]}}, "num_samples": 1}
     with pytest.raises(ConfigError, match=r"a trial reserves 51.25 CPUs.*have 8 CPUs"):
         sweep.main([write(in_tmp_path, section, run=NESTED["run"])])
+
+
+def test_values_that_are_too_much_only_together_are_found_too(in_tmp_path, ray_session):
+    space = {"actors.num_rollout_actors": {"grid": [1, 8]}, "actors.num_cpus": {"grid": [0.25, 2]}}
+    with pytest.raises(ConfigError, match=r"a trial reserves 17.25 CPUs"):
+        sweep.main([write(in_tmp_path, {"space": space, "num_samples": 1}, run=NESTED["run"])])
+    assert not (in_tmp_path / "runs" / "s").exists()  # the name can be used again
+
+
+def test_a_store_address_with_a_password_is_refused(in_tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+        sweep.main([write(in_tmp_path, {"space": {"reward.exponent": {"grid": [1]}}})])
+    assert "secret" not in str(caught.value)
+
+
+def test_a_run_without_the_figure_fails_and_fails_again_when_resumed(in_tmp_path, all_gone):
+    """Noise 0 needs no KL floor; a space too large for the exact law has no excess KL."""
+    section = {"space": {"evaluation.exact": {"grid": ["always", "never"]}}, "num_samples": 1}
+    file = write(in_tmp_path, section, tracking={"mlflow": False})
+    assert sweep.main([file]) == 1
+    assert sweep.main(["--resume", "runs/s"]) == 1
+    assert [(row["evaluation.exact"], row["status"]) for row in rows(in_tmp_path)] == [
+        ("always", "done"),
+        ("never", "failed"),
+    ]
+    assert "without a finite excess_kl" in rows(in_tmp_path)[1]["error"]
+
+
+@pytest.mark.parametrize("search", ["optuna"])
+def test_a_point_that_a_search_should_not_have_chosen_fails_alone(search, in_tmp_path, all_gone):
+    space = {"replay.replay_share": {"choice": [0.5]}, "replay.priority_exponent": {"choice": [0, 2]}}
+    space["dynamics.mode"] = {"choice": ["off_policy", "on_policy"]}
+    section = {"space": space, "num_samples": 6, "search": search}
+    assert sweep.main([write(in_tmp_path, section, tracking={"mlflow": False})]) in (0, 1)
+    bad = [r for r in rows(in_tmp_path) if (r["replay.priority_exponent"], r["dynamics.mode"]) == ("2", "on_policy")]
+    assert {row["status"] for row in bad} <= {"failed"}
+    assert sum(row["status"] == "done" for row in rows(in_tmp_path)) == 6 - len(bad)
 
 
 def test_more_at_a_time_than_there_is_room_for_is_said_and_fewer_run(in_tmp_path, all_gone, capsys):

@@ -5,7 +5,7 @@ import pytest
 
 from distributed.config import ConfigError, validate_section
 from distributed.reservation import bundles, fits, num_fitting
-from distributed.search_space import Domain, applicable, check_space, draw_points
+from distributed.search_space import Domain, applicable, check_space, draw_points, on_steps
 from distributed.sweep_config import SweepConfig
 from distributed.sweep_report import TrialResult, points_of, write_report
 from tests.conftest import TOY
@@ -128,6 +128,13 @@ def test_a_condition_may_refer_to_a_default_of_the_base_experiment():
         (space(objective__name={"choice": ["subtb", "dqn"]}), "'dqn' is not allowed"),
         (space(nothing__here={"grid": [1]}), "unknown key"),
         (space(objective__gamma={"grid": [0.5], "when": {"objective.gamma": 0.5}}), "refers to itself"),
+        (
+            space(
+                objective__gamma={"grid": [0.1], "when": {"objective.name": "sgfn_kl"}},
+                reward__exponent={"grid": [2], "when": {"objective.gamma": 0.1}},
+            ),
+            "objective.gamma has a condition itself",
+        ),
     ],
 )
 def test_a_key_or_value_that_no_trial_could_have_is_an_error_at_once(given, message):
@@ -152,6 +159,8 @@ def test_points_whose_keys_contradict_each_other_are_an_error_at_once():
         ({"scheduler": {"name": "pbt"}, "seeds": [0, 1]}, "one seed"),
         ({"scheduler": {"name": "pbt"}, "max_concurrent": 2}, "take turns"),
         ({"scheduler": {"name": "pbt"}, "space": {"network.hidden_size": {"choice": [8]}}}, "cannot change while"),
+        ({"scheduler": {"name": "pbt"}, "space": {"objective.name": {"choice": ["tb"]}}}, "cannot change while"),
+        ({"scheduler": {"name": "pbt"}, "space": {"replay.capacity": {"choice": [8]}}}, "cannot change while"),
         (
             {"scheduler": {"name": "pbt"}, "search": "optuna", "space": {"reward.exponent": {"choice": [1]}}},
             "search: random",
@@ -177,6 +186,30 @@ def test_a_trial_reserves_its_driver_its_learner_and_every_rollout_actor(toy):
     assert bundles(sweep(trial_num_cpus=2), toy()) == [{"CPU": 2.0}]
 
 
+@pytest.mark.parametrize(
+    ("device", "has_gpu", "reserved"),
+    [("auto", True, 1.0), ("auto", False, 0.0), ("cuda", False, 1.0), ("cpu", True, 0.0)],
+)
+def test_the_learner_of_a_trial_reserves_a_gpu_where_it_will_use_one(toy, device, has_gpu, reserved):
+    for backend, bundle in (("ray", 1), ("serial", 0)):
+        config = toy(**{"run.backend": backend, "learner.device": device})
+        assert bundles(sweep(), config, has_gpu)[bundle].get("GPU", 0.0) == reserved
+
+
+def test_rollout_actors_of_a_trial_are_where_their_resource_is(toy):
+    config = toy(**{"run.backend": "ray", "actors.rollout_resource": "cpu_node"})
+    assert bundles(sweep(), config)[2] == {"CPU": 0.5, "cpu_node": 0.001}
+    with pytest.raises(ConfigError, match=r"allowed in a sweep.*: a number"):
+        bundles(sweep(), toy(**{"run.backend": "ray", "actors.num_rollout_actors": "auto"}))
+
+
+def test_values_that_a_search_leaves_between_steps_are_moved_onto_them():
+    given = space(reward__exponent={"qloguniform": [1, 4, 0.5]}, objective__name={"choice": ["tb"]})
+    assert on_steps(given, {"reward.exponent": 1.3, "objective.name": "tb", "run.seed": 3}) == {
+        "reward.exponent": 1.5, "objective.name": "tb", "run.seed": 3,
+    }  # fmt: skip
+
+
 def test_bundles_are_placed_whole():
     assert num_fitting([{"CPU": 1.0}, {"CPU": 0.5}], [{"CPU": 4.0}]) == 2
     assert fits([{"CPU": 1.0}] * 4, [{"CPU": 2.0}, {"CPU": 2.0}])
@@ -195,14 +228,16 @@ def test_points_are_judged_by_the_median_of_their_seeds_and_failed_trials_do_not
         trial(0, 1, 0, 0.3), trial(1, 1, 1, 0.1), trial(2, 1, 2, 0.2),
         trial(3, 2, 0, 0.15), trial(4, 2, 1, 0.05, "failed"), trial(5, 2, 2, 0.17, "stopped"),
     ]  # fmt: skip
-    best, other = points_of(results, sweep(), "excess_kl", TOY)
-    assert best.point == {"reward.exponent": 2}
-    assert best.value == pytest.approx(0.16)
-    assert best.statuses == ["done", "failed", "stopped"]
-    assert other.value == pytest.approx(0.2)
+    whole, lacking = points_of(results, sweep(), "excess_kl", TOY)
+    assert whole.point == {"reward.exponent": 1}
+    assert whole.value == pytest.approx(0.2)
+    assert lacking.value == pytest.approx(0.16)  # better, but a trial of it failed
+    assert lacking.statuses == ["done", "failed", "stopped"]
+    results[4] = trial(4, 2, 1, 0.05)
+    assert points_of(results, sweep(), "excess_kl", TOY)[0].point == {"reward.exponent": 2}
     assert points_of(results, sweep(mode="max"), "excess_kl", TOY)[0].point == {"reward.exponent": 1}
     write_report(tmp_path, sweep(), "excess_kl", TOY, results)
-    assert (tmp_path / "points.csv").read_text().splitlines()[1] == "2,0.16,0.15,0.17,3"
+    assert (tmp_path / "points.csv").read_text().splitlines()[1] == "2,0.15,0.05,0.17,3,3"
     assert "exponent: 2" in (tmp_path / "best.yaml").read_text()
     assert (tmp_path / "sweep.png").stat().st_size > 5_000
 
