@@ -31,16 +31,9 @@ class RunFolder:
         folder = cls(config.run.output_folder / config.run.name)
         if folder.config_file.exists() and not folder.checkpoints.newest_first() and not folder.metrics_file.exists():
             shutil.rmtree(folder.path)  # left by a run that could not start
-        try:
-            folder.path.mkdir(parents=True)
+        with making(folder.path):
             folder.plots.mkdir()
             folder.write_config(config)
-        except FileExistsError:
-            raise ConfigError(
-                f"run.name: the folder {folder.path} exists; choose another name, or continue it with --resume {folder.path}"
-            ) from None
-        except OSError as error:
-            raise ConfigError(f"run.output_folder: {folder.path} cannot be made ({error})") from error
         return folder
 
     @classmethod
@@ -105,6 +98,20 @@ class RunFolder:
             return dict(json.loads(self.summary_file.read_text()))
         except (OSError, ValueError):
             return {}
+
+
+@contextmanager
+def making(path: Path) -> Iterator[None]:
+    """Make the folder of a run or a sweep, and write into it; raises ConfigError if it exists or cannot be written."""
+    try:
+        path.mkdir(parents=True)
+        yield
+    except FileExistsError:
+        raise ConfigError(
+            f"run.name: the folder {path} exists; choose another name, or continue it with --resume {path}"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"run.output_folder: {path} cannot be made ({error})") from error
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -26,7 +26,7 @@ from distributed.config import (
 )
 from distributed.mlflow_store import tracking_uri
 from distributed.progress import configure_logging
-from distributed.run_folder import default_name
+from distributed.run_folder import default_name, making
 from distributed.search_space import check_space
 from distributed.sweep_config import SWEEP_FILE, Sweep, SweepConfig, load_sweep
 from distributed.tuning import TRIALS_FOLDER, find_metric, run_sweep
@@ -95,15 +95,8 @@ def _create(file: Path, overrides: list[tuple[str, str]]) -> Sweep:
     )  # fmt: skip
     if config.search == "random":
         logger.info("%d points, %d trials", len(sweep.points), len(sweep.points) * len(sweep.seeds))
-    try:
-        folder.mkdir(parents=True)
+    with making(folder):
         (folder / SWEEP_FILE).write_text(yaml.safe_dump(sweep.to_dict(), sort_keys=False))
-    except FileExistsError:
-        raise ConfigError(
-            f"run.name: the folder {folder} exists; choose another name, or continue it with --resume {folder}"
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"run.output_folder: {folder} cannot be made ({error})") from error
     return sweep
 
 
