@@ -1,6 +1,13 @@
 """Telling dead processes and nodes, which are replaced, from faults that end a run."""
 
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from distributed.backend import RunFailed
 
@@ -28,8 +35,9 @@ def reason(error: Exception) -> str:
 
 
 def node_died(error: Exception) -> bool:
-    """Whether the process died because its node did."""
-    return "node has died" in str(error) or "node was terminated" in str(error)
+    """Whether the process died because its node did, or cannot be reached, as when the node is about to be found dead."""
+    unreachable = isinstance(error, ActorUnavailableError) or isinstance(cause(error), ActorUnavailableError)
+    return unreachable or "node has died" in str(error) or "node was terminated" in str(error)
 
 
 def last_line(error: Exception) -> str:

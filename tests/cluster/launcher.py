@@ -97,9 +97,9 @@ def main() -> None:
         folder = host_file("head", "/root/sequence-flows/runs/lab")
         if folder.exists():
             shutil.copytree(folder, RESULTS / "lab", dirs_exist_ok=True)
-        logs = host_file("head", "/root/mlflow.log")
-        if logs.exists():
-            shutil.copy(logs, RESULTS / "mlflow.log")
+        for name in ("mlflow.log", "mlflow.db", "mlflow.db-wal"):
+            if host_file("head", f"/root/{name}").exists():
+                shutil.copy(host_file("head", f"/root/{name}"), RESULTS / name)
     facts["fetched"] = ray("rsync-down", CONFIG, "/root/sequence-flows/runs/lab/", "/tmp/fetched/", log="rsync.log")
     facts["fetched_files"] = sorted(path.name for path in Path("/tmp/fetched").glob("*"))
     facts["down"] = ray("down", CONFIG, log="down.log")

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,7 @@ def test_ray_up_run_lose_a_host_fetch_and_ray_down(tmp_path_factory):
         ]
         versions = [version for version in versions if version is not None]
         assert versions == sorted(versions)
-        assert "unreachable" not in (results / "run.log").read_text()
+        with closing(sqlite3.connect(results / "mlflow.db")) as store:
+            assert store.execute("SELECT name, status FROM runs").fetchall() == [("lab", "KILLED")], logs
     finally:
         shutil.rmtree(results, ignore_errors=True)
