@@ -21,7 +21,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
@@ -31,7 +30,7 @@ from distributed.checkpoints import load_state
 from distributed.config import ConfigError, ExperimentConfig
 from distributed.mlflow_store import FINAL, PARENT_TAG, RUN_KEY_TAG, Curve, Store, age_of, number_of, tracking_uri
 from distributed.plots import CURVES
-from distributed.progress import configure_logging, stderr
+from distributed.progress import configure_logging, results_console, stderr
 from distributed.run_folder import RunFolder
 from distributed.sweep_config import SWEEP_FILE, load_sweep
 from learner.checkpoint import CheckpointError
@@ -265,9 +264,7 @@ def _print(runs: "Sequence[Run]", metrics: Sequence[str], folder: Path) -> None:
     for run, label in zip(runs, labels_of(runs), strict=True):
         cells = [label, run.info.status, *(run.data.params.get(key, "–") for key in shown)]
         table.add_row(*(escape(cell) for cell in cells), *(_text(figure_of(run, name)) for name in names))
-    console = Console(emoji=False)
-    if not console.is_terminal:
-        console.width = 160
+    console = results_console()
     console.print(table)
     if len(parameters) > len(shown):
         console.print(f"{len(parameters) - len(shown)} more parameters differ; compare.csv has them")

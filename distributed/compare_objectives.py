@@ -15,7 +15,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -33,7 +32,7 @@ from distributed.comparison import (
 )
 from distributed.config import ConfigError, apply_overrides, read_yaml, validate_section
 from distributed.plots import comparison_plot
-from distributed.progress import configure_logging, stderr
+from distributed.progress import configure_logging, results_console, stderr
 
 DEFAULT_COMPARISON = Path(__file__).resolve().parents[1] / "tune_configs" / "compare_objectives.yaml"
 logger = logging.getLogger(__name__)
@@ -138,9 +137,7 @@ def _print(rows: list[Summary], comparison: ComparisonConfig, folder: Path) -> N
             shown = [form.format(value) for value in row.figures[name]]
             cells.append(f"{shown[0]} ({shown[1]}–{shown[2]})" if name in ("exact_tv", "excess_kl") else shown[0])
         table.add_row(*cells)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120
+    console = results_console(120)
     console.print(table)
     console.print(f"{folder}/results.jsonl, table.csv, table.png", soft_wrap=True)
 

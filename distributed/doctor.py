@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from distributed import cli
 from distributed.config import ConfigError, ExperimentConfig, validate, without_credentials
 from distributed.mlflow_store import cause_of, check_files, connect_client, tracking_uri
+from distributed.progress import results_console
 
 GIB = 2**30
 MIN_DISK, MIN_MEMORY, MIN_SHARED = 5 * GIB, 4 * GIB, 1 * GIB
@@ -190,9 +190,7 @@ def _print(findings: list[Finding]) -> None:
     for finding in findings:
         verdict = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
         table.add_row(finding.check, verdict, escape(finding.found), escape(finding.advice))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
+    console = results_console()
     console.print(table)
 
 

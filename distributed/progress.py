@@ -92,6 +92,14 @@ class ProgressLine:
             logger.info("step %d · %s", step, shown)
 
 
+def results_console(width: int = 160) -> Console:
+    """Stdout for wide tables, which are `width` columns wide where there is no terminal to say."""
+    console = Console(emoji=False)
+    if not console.is_terminal:
+        console.width = width
+    return console
+
+
 def print_summary(summary: dict[str, Any], title: str, folder: str | None = None) -> None:
     """The final table and the run folder, to stdout."""
     table = Table(title=title, show_header=False)

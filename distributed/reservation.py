@@ -10,7 +10,7 @@ import ray
 
 from distributed.config import ConfigError, ExperimentConfig, apply_values, validate
 from distributed.ray_runtime import connect
-from distributed.rollout_pool import TRACE
+from distributed.rollout_pool import rollout_resources
 from distributed.search_space import applicable
 from distributed.sweep_config import Sweep, SweepConfig
 
@@ -34,9 +34,7 @@ def bundles(sweep: SweepConfig, config: ExperimentConfig, has_gpu: bool = False)
         raise ConfigError(
             "actors.num_rollout_actors: got 'auto'; allowed in a sweep, whose trials share the room: a number"
         )
-    rollout = {"CPU": max(actors.num_cpus, 0.01)} | (
-        {actors.rollout_resource: TRACE} if actors.rollout_resource else {}
-    )
+    rollout = rollout_resources(actors) | {"CPU": max(actors.num_cpus, 0.01)}
     return [driver, {"CPU": max(actors.learner_num_cpus, 0.01)} | gpu, *(rollout,) * actors.num_rollout_actors]
 
 
@@ -87,11 +85,6 @@ def _candidates(sweep: Sweep) -> Iterable[ExperimentConfig]:
     for change in {repr(change): change for change in changes}.values():
         with suppress(ConfigError):  # which its trial will report
             yield validate(apply_values(sweep.base, change))
-
-
-def fits(asked: list[Bundle], nodes: list[Bundle]) -> bool:
-    """Whether all bundles can be placed on the nodes at once."""
-    return num_fitting(asked, nodes, most=1) == 1
 
 
 def num_fitting(asked: list[Bundle], nodes: list[Bundle], most: int = 10_000) -> int:

@@ -33,7 +33,7 @@ class RolloutPool:
         """Make the actors; asks an autoscaling cluster for room for the most that there may be."""
         actors = self.config.actors
         if self.is_auto and actors.max_rollout_actors is not None:
-            _request([self._resources()] * actors.max_rollout_actors)
+            _request([rollout_resources(actors)] * actors.max_rollout_actors)
         self._grow(self.room() if actors.num_rollout_actors == "auto" else actors.num_rollout_actors)
 
     def room(self) -> int:
@@ -78,15 +78,11 @@ class RolloutPool:
             self._next_index += 1
 
     def _make(self, index: int, incarnation: int) -> Any:
-        resources = dict(self._resources())
+        resources = rollout_resources(self.config.actors)
         options = RemoteRolloutActor.options(
             num_cpus=resources.pop("CPU"), resources=resources, scheduling_strategy=over_nodes(index)
         )
         return options.remote(self.config, index, incarnation)
-
-    def _resources(self) -> Mapping[str, float]:
-        actors = self.config.actors
-        return {"CPU": actors.num_cpus} | ({actors.rollout_resource: TRACE} if actors.rollout_resource else {})
 
     def close(self) -> None:
         """End the actors, and the request to an autoscaler."""
@@ -94,6 +90,11 @@ class RolloutPool:
             ray.kill(slot.handle, no_restart=True)
         if self.is_auto and self.config.actors.max_rollout_actors is not None:
             _request([])
+
+
+def rollout_resources(actors: ActorsConfig) -> dict[str, float]:
+    """What a rollout actor reserves."""
+    return {"CPU": actors.num_cpus} | ({actors.rollout_resource: TRACE} if actors.rollout_resource else {})
 
 
 def rollout_room(nodes: Mapping[str, Mapping[str, float]], driver: str, actors: ActorsConfig) -> int:

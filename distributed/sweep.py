@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run_sweep(sweep, resumed=options.resume is not None)
     except (ConfigError, RunFailed) as error:
-        if not (sweep.folder / TRIALS_FOLDER).exists():  # nothing began
+        if options.resume is None and not (sweep.folder / TRIALS_FOLDER).exists():  # made just now, and nothing began
             shutil.rmtree(sweep.folder)
         if isinstance(error, ConfigError):
             raise

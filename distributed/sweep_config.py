@@ -15,8 +15,6 @@ from distributed.search_space import Domain, draw_points
 from learner.configs import StrictConfig
 
 SWEEP_FILE = "sweep.yaml"
-OPTIONAL = ("optuna", "hyperopt")
-"""Search algorithms whose package, of the same name, is not installed with this one."""
 FIXED_FOR_PBT = (
     "run.", "network.", "dynamics.network", "environment.", "oracle.", "tracking.", "replay.capacity", "learner.device",
     "actors.num_", "actors.learner_", "actors.rollout_", "actors.max_rollout", "objective.name", "objective.dynamics",
@@ -80,7 +78,7 @@ class SweepConfig(StrictConfig):
     def _check_search(self) -> None:
         if self.search == "random":
             return
-        if importlib.util.find_spec(self.search) is None:
+        if importlib.util.find_spec(self.search) is None:  # the package is called like the search
             raise ValueError(f"search: {self.search} is not installed; run: pip install {self.search}")
         for key, domain in self.space.items():
             if domain.kind == "grid":

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ray import tune
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from distributed.config import apply_values, validate
-from distributed.progress import LINE_SECONDS, stderr
+from distributed.progress import LINE_SECONDS, results_console, stderr
 from distributed.ray_faults import last_line
 from distributed.search_space import applicable
 from distributed.sweep_config import SweepConfig
@@ -181,9 +180,7 @@ def print_report(points: list[PointResult], sweep: SweepConfig, metric: str, fol
         shown = [f"{value:.4g}" for value in figures[: len(columns)]] or ["–"] * len(columns)
         ended = ", ".join(f"{point.statuses.count(s)} {s}" for s in dict.fromkeys(point.statuses))
         table.add_row(*(text(point.point.get(key, "")) for key in sweep.space), *shown, ended)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
+    console = results_console()
     console.print(table)
     if len(points) > SHOWN_POINTS:
         console.print(f"and {len(points) - SHOWN_POINTS} more in points.csv")

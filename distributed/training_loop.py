@@ -21,7 +21,7 @@ from distributed.checkpoints import LEARNER_FILE
 from distributed.config import ExperimentConfig
 from distributed.evaluation import EvaluatedSamples, Evaluator, ExactLaw
 from distributed.progress import ProgressLine
-from distributed.run_folder import RunFolder
+from distributed.run_folder import RunFolder, finite
 from distributed.tracking import MlflowTracker
 from learner.gflownet import EvaluationWeights
 from learner.metrics import find_modes
@@ -176,13 +176,13 @@ class TrainingLoop:
         return record
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
-        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        figures = finite(metrics)
         try:
-            self.folder.append_metrics({"step": step, "wall_seconds": self._wall_seconds(), **finite})
+            self.folder.append_metrics({"step": step, "wall_seconds": self._wall_seconds(), **figures})
         except OSError as error:
             logger.warning("metrics of step %d were not written (%s)", step, error)
         if self._tracker is not None:
-            self._tracker.log(step, finite)
+            self._tracker.log(step, figures)
 
     def _wall_seconds(self) -> float:
         return self._earlier_seconds + time.monotonic() - self._started

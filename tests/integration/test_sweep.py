@@ -19,6 +19,7 @@ from distributed import run, sweep
 from distributed.checkpoints import load_state
 from distributed.config import DEFAULT_CONFIG, ConfigError
 from distributed.mlflow_store import PARENT_TAG
+from distributed.run_folder import RunFolder
 from tests.conftest import TOY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -295,7 +296,7 @@ def test_a_store_address_with_a_password_is_refused(in_tmp_path, monkeypatch):
 
 
 def test_a_run_without_the_figure_fails_and_fails_again_when_resumed(in_tmp_path, all_gone):
-    """Noise 0 needs no KL floor; a space too large for the exact law has no excess KL."""
+    """Without the exact law there is no excess KL."""
     section = {"space": {"evaluation.exact": {"grid": ["always", "never"]}}, "num_samples": 1}
     file = write(in_tmp_path, section, tracking={"mlflow": False})
     assert sweep.main([file]) == 1
@@ -401,6 +402,23 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_or_interrupted(how, in_tmp_
     assert reached.keys() <= set(trials)
     left = [p for p in psutil.process_iter(["cmdline"]) if str(in_tmp_path) in " ".join(p.info["cmdline"] or ())]
     assert not left
+
+
+def test_a_sweep_that_cannot_be_resumed_now_is_not_deleted(in_tmp_path, monkeypatch):
+    """Killed before its first trial, and then its cluster does not answer, or another process has it."""
+    section = {"space": {"reward.exponent": {"grid": [1]}}}
+    file = write(in_tmp_path, section, tracking={"mlflow": False})
+
+    def killed(*_: object, **__: object) -> int:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "run_sweep", killed)
+        with pytest.raises(SystemExit):
+            sweep.main([file])
+    with RunFolder(in_tmp_path / "runs/s").locked(), pytest.raises(ConfigError, match="another process"):
+        sweep.main(["--resume", "runs/s"])
+    assert (in_tmp_path / "runs/s/sweep.yaml").exists()
 
 
 def test_resume_names_what_is_wrong(in_tmp_path):

@@ -1,12 +1,16 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from distributed import doctor
 from tests.mlflow_server import free_port
+
+ROOT = Path(__file__).parents[3]
 
 
 def found(check, name):
@@ -91,7 +95,11 @@ def test_a_package_of_the_same_name_is_told_from_ours(monkeypatch, tmp_path):
 
 
 def test_a_cluster_that_does_not_answer_is_wrong(home):
-    finding = next(doctor.check_cluster(f"127.0.0.1:{free_port()}"))
-    assert finding.verdict == "wrong"
-    assert "no Ray cluster answered" in finding.found
-    assert "RAY_AUTH_TOKEN" not in os.environ
+    command = [sys.executable, "-m", "distributed.doctor", "--json", "--address", f"127.0.0.1:{free_port()}"]
+    done = subprocess.run(
+        command, env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    finding = next(f for f in json.loads(done.stdout) if f["check"] == "cluster")
+    assert finding["verdict"] == "wrong"
+    assert "no Ray cluster answered" in finding["found"]

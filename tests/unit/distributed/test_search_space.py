@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distributed.config import ConfigError, validate_section
-from distributed.reservation import bundles, fits, num_fitting
+from distributed.reservation import bundles, num_fitting
 from distributed.search_space import Domain, applicable, check_space, draw_points, on_steps
 from distributed.sweep_config import SweepConfig
 from distributed.sweep_report import TrialResult, points_of, write_report
@@ -212,9 +212,9 @@ def test_values_that_a_search_leaves_between_steps_are_moved_onto_them():
 
 def test_bundles_are_placed_whole():
     assert num_fitting([{"CPU": 1.0}, {"CPU": 0.5}], [{"CPU": 4.0}]) == 2
-    assert fits([{"CPU": 1.0}] * 4, [{"CPU": 2.0}, {"CPU": 2.0}])
-    assert not fits([{"CPU": 3.0}], [{"CPU": 2.0}, {"CPU": 2.0}])  # enough in all, but on no node
-    assert not fits([{"CPU": 1.0, "GPU": 1.0}], [{"CPU": 8.0}])
+    assert num_fitting([{"CPU": 1.0}] * 4, [{"CPU": 2.0}, {"CPU": 2.0}]) == 1
+    assert num_fitting([{"CPU": 3.0}], [{"CPU": 2.0}, {"CPU": 2.0}]) == 0  # enough in all, but on no node
+    assert num_fitting([{"CPU": 1.0, "GPU": 1.0}], [{"CPU": 8.0}]) == 0
     assert num_fitting([{"CPU": 1.0}], []) == 0
 
 
