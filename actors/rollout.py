@@ -6,7 +6,7 @@ Shapes: B trajectories, T steps, A actions, N distinct prefixes at a step.
 import logging
 import time
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -43,10 +43,12 @@ class ActorsConfig(StrictConfig):
     epsilon: float = Field(0.0, ge=0, le=1)
     """Share of a uniform policy mixed into the behaviour policy; loss and evaluation always use 0."""
     max_in_flight: int = Field(2, ge=1, le=64)
-    """Rollout calls queued at each actor (run.backend ray)."""
+    """Rollout calls under way at each actor (run.backend ray): while the scores of one are waited for, another is drawn."""
+    broadcast_every: int = Field(1, ge=1, le=100_000)
+    """Learner calls after which the actors get new weights (run.backend ray); with hundreds of nodes, fewer broadcasts."""
     max_policy_lag: int | None = Field(None, ge=0)
     """A batch drawn by weights that are more versions older than this is stored for replay, but not trained on as fresh;
-    null: 8, and 4 for each rollout call that may be under way."""
+    null: 7, broadcast_every, and 4 for each rollout call that may be under way."""
     max_restarts: int = Field(5, ge=0)
     """How often each actor is started anew after it died, before the run ends with the cause."""
     timeout_seconds: float = Field(600.0, gt=0)
@@ -60,7 +62,7 @@ class ActorsConfig(StrictConfig):
 
     def policy_lag_limit(self, num_rollout_actors: int) -> int:
         """`max_policy_lag`, or what it is with so many actors where none is given."""
-        default = 8 + 4 * num_rollout_actors * self.max_in_flight
+        default = 7 + self.broadcast_every + 4 * num_rollout_actors * self.max_in_flight
         return default if self.max_policy_lag is None else self.max_policy_lag
 
 
@@ -82,6 +84,14 @@ class RolloutReport:
     """CPU time of this process so far."""
 
 
+class Drawn(NamedTuple):
+    """Trajectories that wait for their scores."""
+
+    batch: TrajectoryBatch
+    seconds: float
+    """Wall time of drawing."""
+
+
 class RolloutWorker:
     """Draws and scores batches; owns an environment, an oracle, a copy of the policy and a random generator."""
 
@@ -100,11 +110,39 @@ class RolloutWorker:
 
     def rollout(self) -> tuple[TrajectoryBatch, RolloutReport]:
         """`batch_size` on-policy trajectories, less the rejected ones."""
-        return self._scored(self.config.batch_size, intended=None)
+        return self.score(self.draw())
 
     def rollout_offline(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[TrajectoryBatch, RolloutReport]:
         """Push given sequences, `tokens` int [B, T] and `lengths` int [B], through the noise process, and score them."""
-        return self._scored(len(tokens), intended=self.environment.as_actions(tokens, lengths))
+        return self.score(self.draw_offline(tokens, lengths))
+
+    def draw(self) -> Drawn:
+        """`batch_size` on-policy trajectories without scores."""
+        return self._draw(self.config.batch_size, intended=None)
+
+    def draw_offline(self, tokens: np.ndarray, lengths: np.ndarray) -> Drawn:
+        """Given sequences after the noise process, without scores."""
+        return self._draw(len(tokens), intended=self.environment.as_actions(tokens, lengths))
+
+    def score(self, drawn: Drawn) -> tuple[TrajectoryBatch, RolloutReport]:
+        """Have the trajectories scored and leave out the rejected ones; may run in a thread while others are drawn."""
+        start = time.perf_counter()
+        batch = drawn.batch
+        lengths = self.environment.lengths(batch.tokens, batch.num_steps)
+        batch.scores[:] = self.oracle.score(batch.tokens, lengths)
+        oracle_seconds = time.perf_counter() - start
+        valid = valid_scores(batch.scores)
+        if not valid.all():
+            self._log_rejected(batch[~valid])
+        report = RolloutReport(
+            num_sampled=len(batch),
+            num_rejected=int(len(batch) - valid.sum()),
+            policy_version=int(batch.policy_version[0]),
+            rollout_seconds=drawn.seconds,
+            oracle_seconds=oracle_seconds,
+            cpu_seconds=time.process_time(),
+        )
+        return (batch if valid.all() else batch[valid]), report
 
     def state_dict(self) -> dict:
         """State of the random generator (JSON-able)."""
@@ -115,10 +153,10 @@ class RolloutWorker:
         self._rng.bit_generator.state = state["rng"]
         self.version = state["version"]
 
-    def _scored(self, count: int, intended: np.ndarray | None) -> tuple[TrajectoryBatch, RolloutReport]:
+    def _draw(self, count: int, intended: np.ndarray | None) -> Drawn:
         seed = int(self._rng.integers(2**63))
         start = time.perf_counter()
-        drawn = draw_trajectories(
+        batch = draw_trajectories(
             self.policy,
             self.environment,
             self.environment.noise,
@@ -128,24 +166,9 @@ class RolloutWorker:
             epsilon=self.config.epsilon,
             intended=intended,
         )
-        drawn.policy_version[:] = self.version if intended is None else OFFLINE_VERSION
-        drawn.seed[:] = seed
-        middle = time.perf_counter()
-        lengths = self.environment.lengths(drawn.tokens, drawn.num_steps)
-        drawn.scores[:] = self.oracle.score(drawn.tokens, lengths)
-        end = time.perf_counter()
-        valid = valid_scores(drawn.scores)
-        if not valid.all():
-            self._log_rejected(drawn[~valid])
-        report = RolloutReport(
-            num_sampled=count,
-            num_rejected=int(count - valid.sum()),
-            policy_version=int(drawn.policy_version[0]),
-            rollout_seconds=middle - start,
-            oracle_seconds=end - middle,
-            cpu_seconds=time.process_time(),
-        )
-        return (drawn if valid.all() else drawn[valid]), report
+        batch.policy_version[:] = self.version if intended is None else OFFLINE_VERSION
+        batch.seed[:] = seed
+        return Drawn(batch, time.perf_counter() - start)
 
     def _log_rejected(self, rejected: TrajectoryBatch) -> None:
         shown = rejected[:MAX_LOGGED_REJECTIONS]

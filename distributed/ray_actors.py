@@ -21,12 +21,12 @@ from learner.gflownet import EvaluationWeights
 
 
 class RolloutActor:
-    """A rollout worker in a process of its own."""
+    """A rollout worker in a process of its own; while the scores of one batch are waited for, others are drawn."""
 
     def __init__(self, config: ExperimentConfig, index: int, incarnation: int):
         torch.set_num_threads(1)
         self._worker = make_rollout_worker(config, index, incarnation)
-        self._loaded: int | None = None
+        self._loaded, self._lock = -1, threading.Lock()
 
     def ready(self) -> int:
         """Process id, once everything is loaded."""
@@ -36,15 +36,19 @@ class RolloutActor:
     def rollout(self, weights: np.ndarray, version: int) -> tuple[TrajectoryBatch, RolloutReport]:
         """A batch drawn with `weights` of `version`; batch and report are separate objects, so that the driver
         fetches only the report."""
-        if version != self._loaded:
-            self._worker.set_weights(weights, version)
-            self._loaded = version
-        return self._worker.rollout()
+        with self._lock:
+            if version > self._loaded:  # calls may overtake each other
+                self._worker.set_weights(weights, version)
+                self._loaded = version
+            drawn = self._worker.draw()
+        return self._worker.score(drawn)
 
     @ray.method(num_returns=2)
     def rollout_offline(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[TrajectoryBatch, RolloutReport]:
         """Given sequences pushed through the noise process."""
-        return self._worker.rollout_offline(tokens, lengths)
+        with self._lock:
+            drawn = self._worker.draw_offline(tokens, lengths)
+        return self._worker.score(drawn)
 
 
 class ReplayBufferActor:

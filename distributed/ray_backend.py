@@ -5,6 +5,7 @@ times: rollout actors with a new seed, buffer and learner from the newest checkp
 """
 
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -20,8 +21,8 @@ from distributed.checkpoints import CheckpointStore, load_state
 from distributed.config import ExperimentConfig
 from distributed.experiment import make_environment, make_oracle, num_dynamics_trajectories, offline_sequences
 from distributed.ray_actors import RemoteLearnerActor, RemoteReplayBufferActor
-from distributed.ray_calls import FreshBatch, Pending, Slot
-from distributed.ray_faults import INFRASTRUCTURE, cause, last_line, node_died, raise_if_fault, reason
+from distributed.ray_calls import Calls, FreshBatch, Pending, Slot
+from distributed.ray_faults import INFRASTRUCTURE, cause, count_death, last_line, raise_if_fault, reason
 from distributed.ray_runtime import DRIVER_BUNDLE, LEARNER_BUNDLE, beside_driver, connect, learner_gpus
 from distributed.rollout_pool import RolloutPool
 from learner.gflownet import EvaluationWeights
@@ -39,15 +40,17 @@ class RayBackend:
 
     def __init__(self, config: ExperimentConfig, store: CheckpointStore):
         self.config, self.store, self.accounting = config, store, Accounting()
-        self._pending: dict[Any, Pending] = {}
+        self._calls = Calls(config.actors.timeout_seconds)
         self._fresh: deque[FreshBatch] = deque()
+        self._ended: deque[Any] = deque()
         self._unsent: list[Pending] = []
         self._numbers: Counter[str] = Counter()
         self._cpu: dict[str, float] = {}
         self._earlier_cpu_seconds, self._session = 0.0, 0
-        self._weights: Any = None
+        self._times: dict[str, list[float]] = {}
+        self._looked = 0.0
         self._owns_ray = False
-        self._pool = RolloutPool(config, 0)
+        self._pool = RolloutPool(config, self._calls, self.accounting)
 
     def start(self, checkpoint: Path | None) -> None:
         """Connect, make the actors (from `checkpoint`, if given), and prefill the offline data if there is no checkpoint."""
@@ -60,13 +63,16 @@ class RayBackend:
         first = self._session * MAX_INCARNATIONS
         self._learner = Slot("learner", 0, self._make_learner(checkpoint), first)
         self._buffer = Slot("buffer", 0, self._make_buffer(checkpoint), first)
-        self._pool = RolloutPool(self.config, first)
-        self._pool.start()
+        self._pool.start(first)
         _, num_stored = self._ask(lambda: self._buffer.handle.ready.remote())
         self.accounting.set_stored(num_stored)
-        self._weights = ray.put(self._ask(lambda: self._learner.handle.weights.remote()))
+        self._broadcast_from_learner()
         if checkpoint is None:
             self._prefill()
+
+    def _broadcast_from_learner(self) -> None:
+        weights = ray.put(self._ask(lambda: self._learner.handle.weights.remote()))
+        self._pool.set_weights(weights, self.accounting.policy_version)
 
     def _make_learner(self, checkpoint: Path | None) -> Any:
         actors = self.config.actors
@@ -90,83 +96,44 @@ class RayBackend:
         offline = offline_sequences(self.config, environment, oracle)
         oracle.close()
         assert offline is not None
-        tokens, lengths = offline
-        size = self.config.actors.batch_size
-        slices = [
-            (tokens[start : start + size], lengths[start : start + size]) for start in range(0, len(tokens), size)
-        ]
-        batches = []
-        slots = self._pool.slots
-        for start in range(0, len(slices), len(slots)):
-            now = slices[start : start + len(slots)]
-            calls = [slot.handle.rollout_offline.remote(*given) for slot, given in zip(slots, now, strict=False)]
-            batches += [self._offline_batch(*item) for item in zip(slots, now, calls, strict=False)]
+        batches = self._pool.draw_offline(*offline)
         self._ask(lambda: self._buffer.handle.set_offline.remote(*batches))
-
-    def _offline_batch(self, slot: Slot, given: tuple[Any, Any], call: tuple[Any, Any]) -> Any:
-        """Reference of an offline batch; if its actor dies, the next one in that place draws it."""
-        while True:
-            batch, report = call
-            try:
-                done = ray.get(report, timeout=self.config.actors.timeout_seconds)
-            except (RayTaskError, *INFRASTRUCTURE) as error:
-                raise_if_fault(error)
-                self._restart(slot, error)
-                call = slot.handle.rollout_offline.remote(*given)
-            else:
-                self.accounting.count_offline(done)
-                return batch
 
     def step(self) -> StepResult | None:
         """Serve whatever call ends next until one of the learner's does; None after a second without."""
-        self._replace_overdue()
-        self._forget(self._pool.adjust())
+        if time.monotonic() - self._looked > POLL_SECONDS:
+            self._looked = time.monotonic()
+            self._replace_overdue()
+            self._pool.adjust()
         deadline = time.monotonic() + 1.0
         while time.monotonic() < deadline:
-            self._submit_rollouts()
-            self._submit_updates()
-            ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=POLL_SECONDS, fetch_local=False)
-            for reference in ready:
-                result = self._finish(reference)
+            while self._ended:
+                reference = self._ended.popleft()
+                result = self._finish(reference) if reference in self._calls else None
                 if result is not None:
                     return result
+            if self._calls.count("add") < MAX_ADDS_IN_FLIGHT:  # else the buffer lags behind
+                self._pool.submit(num_waiting=len(self._fresh))
+            self._submit_updates()
+            self._ended.extend(self._calls.ended(POLL_SECONDS))
         return None
 
     def drain(self) -> StepResult | None:
         """Finish what the learner and the buffer were given; rollouts under way are forgotten, and never counted."""
         last = None
-        while calls := [reference for reference, call in self._pending.items() if call.kind != "rollout"]:
-            ready, _ = ray.wait(calls, num_returns=1, timeout=POLL_SECONDS, fetch_local=False)
-            if not ready:
+        self._calls.take(kinds=["rollout"])
+        self._ended.clear()
+        while self._calls:
+            ended = self._calls.ended(POLL_SECONDS)
+            if not ended:
                 self._replace_overdue()
-            for reference in ready:
-                last = self._finish(reference) or last
+            for reference in ended:
+                if reference in self._calls:
+                    last = self._finish(reference) or last
         return last
 
-    def _forget(self, retired: list[Slot]) -> None:
-        """Rollouts under way at actors that were given up never arrive, and are never counted."""
-        for reference, call in list(self._pending.items()):
-            if call.slot in retired:
-                del self._pending[reference]
-
-    def _submit_rollouts(self) -> None:
-        """Keep the rollout actors busy, unless learner or buffer lag behind."""
-        calls = Counter(id(p.slot) for p in self._pending.values() if p.kind == "rollout")
-        adds = sum(p.kind == "add" for p in self._pending.values())
-        room = len(self._pool.slots) * self.config.actors.max_in_flight + 1 - len(self._fresh) - calls.total()
-        for depth in range(self.config.actors.max_in_flight):
-            for slot in self._pool.slots:
-                if adds >= MAX_ADDS_IN_FLIGHT or room <= 0:
-                    return
-                if calls[id(slot)] > depth:
-                    continue
-                batch, report = slot.handle.rollout.remote(self._weights, self.accounting.policy_version)
-                self._track(report, "rollout", slot, batch=batch, source=slot.source)
-                calls[id(slot)] += 1
-                room -= 1
-
     def _submit_updates(self) -> None:
-        updates = sum(p.kind == "update" for p in self._pending.values())
+        updates = self._calls.count("update")
         limit = self.config.actors.policy_lag_limit(len(self._pool.slots))
         while self._fresh and updates < MAX_UPDATES_IN_FLIGHT:
             fresh = self._fresh.popleft()
@@ -187,16 +154,10 @@ class RayBackend:
         self._track(reference, "add", self._buffer, batch=batch, count=count, source=source, number=number)
 
     def _track(self, reference: Any, kind: str, slot: Slot, **details: Any) -> None:
-        self._pending[reference] = Pending(kind, slot, slot.handle, self._deadline(), **details)
-
-    def _deadline(self) -> float:
-        return time.monotonic() + self.config.actors.timeout_seconds
+        self._calls.add(reference, Pending(kind, slot, slot.handle, **details))
 
     def _finish(self, reference: Any) -> StepResult | None:
-        call = self._pending.pop(reference)
-        for queued in self._pending.values():  # time spent behind this call does not count against them
-            if queued.handle is call.handle:
-                queued.deadline = self._deadline()
+        call = self._calls.pop(reference)
         try:
             value = ray.get(reference, timeout=self.config.actors.timeout_seconds)
         except (RayTaskError, *INFRASTRUCTURE) as error:
@@ -212,6 +173,9 @@ class RayBackend:
 
     def _rollout_done(self, call: Pending, report: RolloutReport) -> None:
         self._cpu[call.source] = report.cpu_seconds
+        call.slot.silent_since = None
+        for name in ("rollout_seconds", "oracle_seconds"):
+            self._times.setdefault(name, []).append(getattr(report, name))
         count = self.accounting.count_rollout(report)
         if not count:
             return
@@ -231,22 +195,28 @@ class RayBackend:
         accounting.lags.append(accounting.policy_version - call.version)
         accounting.policy_version += 1
         accounting.num_trained += call.count
-        self._weights = call.weights
+        if accounting.policy_version - self._pool.version >= self.config.actors.broadcast_every:
+            self._pool.set_weights(call.weights, accounting.policy_version)
         self._cpu[self._learner.source] = metrics.pop("learner_cpu_seconds")
         accounting.cpu_seconds = self._earlier_cpu_seconds + time.process_time() + sum(self._cpu.values())
-        return StepResult(int(metrics.pop("step")), metrics | {"num_rollout_actors": len(self._pool.slots)})
+        return StepResult(int(metrics.pop("step")), metrics | self._state())
+
+    def _state(self) -> dict[str, float]:
+        """Actors, queues, and the times of the rollouts since the last call."""
+        times, self._times = self._times, {}
+        return {name: math.fsum(values) / len(values) for name, values in times.items()} | {
+            "num_rollout_actors": len(self._pool.slots),
+            "num_rollout_calls": self._calls.count("rollout"),
+            "num_waiting_batches": len(self._fresh),
+            "num_waiting_adds": self._calls.count("add"),
+        }
 
     def _failed(self, call: Pending, error: Exception) -> None:
         """Recover from a failed call, or raise RunFailed if it was no matter of a dead process or node."""
-        raise_if_fault(error)
         if call.kind == "rollout":
-            if call.handle is not call.slot.handle or call.slot not in self._pool.slots:
-                return  # already replaced, or given up
-            if self._pool.is_auto and node_died(error):
-                self._forget([self._pool.retire(call.slot)])
-            else:
-                self._restart(call.slot, error)
+            self._pool.failed(call, error)
             return
+        raise_if_fault(error)
         lost = isinstance(cause(error), ObjectLostError)  # its node died with the batch
         if call.kind == "add" and not lost:
             self._unsent.append(call)
@@ -265,12 +235,11 @@ class RayBackend:
             self._submit_add(call.batch, call.count, call.source, call.number)
 
     def _replace_overdue(self) -> None:
-        now = time.monotonic()
-        for reference, call in list(self._pending.items()):
-            if call.deadline < now and reference in self._pending:
-                del self._pending[reference]
+        for reference in self._calls.overdue():
+            if reference in self._calls:
+                call = self._calls.pop(reference)
                 ray.kill(call.handle, no_restart=True)
-                self._failed(call, GetTimeoutError(f"{call.source or call.slot.role} gave no answer in time"))
+                self._failed(call, GetTimeoutError(f"{call.slot.role} {call.slot.index} gave no answer in time"))
 
     def _replace_dead(self, error: Exception) -> None:
         """Replace learner and buffer if they do not answer."""
@@ -281,26 +250,15 @@ class RayBackend:
                 self._restart(slot, silence if isinstance(silence, RayActorError) else error)
 
     def _restart(self, slot: Slot, error: Exception) -> None:
-        raise_if_fault(error)
-        if slot.restarts >= self.config.actors.max_restarts:
-            raise RunFailed(f"{slot.role} {slot.index} died {slot.restarts + 1} times; last: {reason(error)}")
-        ray.kill(slot.handle, no_restart=True)
-        slot.restarts += not node_died(error)  # nodes may come and go for days
-        slot.incarnation += 1
+        count_death(slot, error, self.config.actors.max_restarts)
         self.accounting.num_restarts += 1
-        logger.warning("%s %d died (%s); restart %d of at most %d, incarnation %d",
-                       slot.role, slot.index, reason(error), slot.restarts,
-                       self.config.actors.max_restarts, slot.incarnation)  # fmt: skip
         checkpoint = next(iter(self.store.newest_first()), None)
-        if slot.role == "rollout":
-            self._pool.refill(slot)
-        elif slot.role == "learner":
+        if slot.role == "learner":
             slot.handle = self._make_learner(checkpoint)
-            self._weights = ray.put(self._ask(lambda: slot.handle.weights.remote()))
             self.accounting.policy_version += 1
+            self._broadcast_from_learner()
         else:
-            waiting = [reference for reference, call in self._pending.items() if call.kind == "add"]
-            self._unsent += [self._pending.pop(reference) for reference in waiting]
+            self._unsent += self._calls.take(kinds=["add"])
             slot.handle = self._make_buffer(checkpoint)
             _, num_stored = self._ask(lambda: slot.handle.ready.remote())
             self.accounting.set_stored(num_stored)
@@ -322,10 +280,10 @@ class RayBackend:
         return self._ask(lambda: self._learner.handle.evaluation_weights.remote())
 
     def statistics(self) -> dict[str, float]:
-        """State of the replay buffer, and of the queues."""
+        """State of the replay buffer."""
         statistics = self._ask(lambda: self._buffer.handle.statistics.remote())
         self._cpu[self._buffer.source] = statistics.pop("buffer_cpu_seconds")
-        return statistics | {"num_waiting_batches": len(self._fresh)}
+        return statistics
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Have learner and buffer write themselves; raises OSError if they cannot, or died meanwhile."""
@@ -347,7 +305,7 @@ class RayBackend:
         for slot in (getattr(self, name) for name in ("_learner", "_buffer") if hasattr(self, name)):
             ray.kill(slot.handle, no_restart=True)
         self._pool.close()
-        self._pending.clear()
+        self._ended.clear()
         self._fresh.clear()
         if self._owns_ray:
             ray.shutdown()

@@ -1,7 +1,9 @@
 """Telling dead processes and nodes, which are replaced, from faults that end a run."""
 
+import logging
+
+import ray
 from ray.exceptions import (
-    ActorUnavailableError,
     GetTimeoutError,
     ObjectLostError,
     RayActorError,
@@ -10,6 +12,9 @@ from ray.exceptions import (
 )
 
 from distributed.backend import RunFailed
+from distributed.ray_calls import Slot
+
+logger = logging.getLogger(__name__)
 
 INFRASTRUCTURE = (RayActorError, ObjectLostError, WorkerCrashedError, GetTimeoutError)
 """What a dead process, node or link looks like; anything else that a task raises is a fault of the program or oracle."""
@@ -35,9 +40,23 @@ def reason(error: Exception) -> str:
 
 
 def node_died(error: Exception) -> bool:
-    """Whether the process died because its node did, or cannot be reached, as when the node is about to be found dead."""
-    unreachable = isinstance(error, ActorUnavailableError) or isinstance(cause(error), ActorUnavailableError)
-    return unreachable or "node has died" in str(error) or "node was terminated" in str(error)
+    """Whether the process died because its node did."""
+    return "node has died" in str(error) or "node was terminated" in str(error)
+
+
+def count_death(slot: Slot, error: Exception, max_restarts: int) -> None:
+    """Make room in `slot` for another actor; RunFailed if too many died by themselves, or of what a restart cannot mend."""
+    raise_if_fault(error)
+    if slot.restarts >= max_restarts:
+        raise RunFailed(f"{slot.role} {slot.index} died {slot.restarts + 1} times; last: {reason(error)}")
+    ray.kill(slot.handle, no_restart=True)
+    slot.restarts += not node_died(error)  # nodes may come and go for days
+    slot.incarnation += 1
+    slot.silent_since = None
+    logger.warning(
+        "%s %d died (%s); restart %d of at most %d, incarnation %d",
+        slot.role, slot.index, reason(error), slot.restarts, max_restarts, slot.incarnation,
+    )  # fmt: skip
 
 
 def last_line(error: Exception) -> str:

@@ -6,12 +6,16 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import ray
+from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from actors.rollout import ActorsConfig
+from distributed.backend import Accounting, RunFailed
 from distributed.config import ExperimentConfig
 from distributed.ray_actors import RemoteRolloutActor
-from distributed.ray_calls import Slot
+from distributed.ray_calls import Calls, Pending, Slot
+from distributed.ray_faults import INFRASTRUCTURE, cause, count_death, node_died
 from distributed.ray_runtime import over_nodes
 
 logger = logging.getLogger(__name__)
@@ -22,19 +26,91 @@ TRACE = 0.001
 
 
 class RolloutPool:
-    """Places for rollout actors, and the actors in them."""
+    """Places for rollout actors, the actors in them, and the weights they draw with."""
 
-    def __init__(self, config: ExperimentConfig, first_incarnation: int):
-        self.config, self.slots = config, list[Slot]()
-        self._first, self._next_index, self._looked = first_incarnation, 0, 0.0
+    def __init__(self, config: ExperimentConfig, calls: Calls, accounting: Accounting):
+        self.config, self.slots, self.version = config, list[Slot](), 0
+        self._calls, self._accounting = calls, accounting
+        self._weights: Any = None
+        self._first, self._next_index, self._looked, self._num_given_up = 0, 0, 0.0, 0
         self.is_auto = config.actors.num_rollout_actors == "auto"
 
-    def start(self) -> None:
+    def start(self, first_incarnation: int) -> None:
         """Make the actors; asks an autoscaling cluster for room for the most that there may be."""
         actors = self.config.actors
+        self._first = first_incarnation
         if self.is_auto and actors.max_rollout_actors is not None:
             _request([rollout_resources(actors)] * actors.max_rollout_actors)
         self._grow(self.room() if actors.num_rollout_actors == "auto" else actors.num_rollout_actors)
+
+    def set_weights(self, weights: Any, version: int) -> None:
+        """Have all rollouts from now on drawn with the weights of this reference."""
+        self._weights, self.version = weights, version
+
+    def submit(self, num_waiting: int) -> None:
+        """Keep the actors busy, but for `num_waiting` batches that the learner did not come to yet."""
+        in_flight, now = self.config.actors.max_in_flight, time.monotonic()
+        room = len(self.slots) * in_flight + 1 - num_waiting - self._calls.count("rollout")
+        for depth in range(in_flight):
+            for slot in self.slots:
+                if room <= 0:
+                    return
+                if slot.num_calls > depth or slot.retry_at > now:
+                    continue
+                batch, report = slot.handle.rollout.remote(self._weights, self.version)
+                self._calls.add(report, Pending("rollout", slot, slot.handle, batch=batch, source=slot.source))
+                room -= 1
+
+    def draw_offline(self, tokens: np.ndarray, lengths: np.ndarray) -> list[Any]:
+        """References of batches of given sequences pushed through the noise process, all actors sharing the work."""
+        size, slots = self.config.actors.batch_size, self.slots
+        slices = [
+            (tokens[start : start + size], lengths[start : start + size]) for start in range(0, len(tokens), size)
+        ]
+        batches = []
+        for start in range(0, len(slices), len(slots)):
+            now = slices[start : start + len(slots)]
+            calls = [slot.handle.rollout_offline.remote(*given) for slot, given in zip(slots, now, strict=False)]
+            batches += [self._offline_batch(*item) for item in zip(slots, now, calls, strict=False)]
+        return batches
+
+    def _offline_batch(self, slot: Slot, given: tuple[Any, Any], call: tuple[Any, Any]) -> Any:
+        """Reference of an offline batch; if its actor dies, the next one in that place draws it."""
+        while True:
+            batch, report = call
+            try:
+                done = ray.get(report, timeout=self.config.actors.timeout_seconds)
+            except (RayTaskError, *INFRASTRUCTURE) as error:
+                self._replace(slot, error)
+                call = slot.handle.rollout_offline.remote(*given)
+            else:
+                self._accounting.count_offline(done)
+                return batch
+
+    def failed(self, call: Pending, error: Exception) -> None:
+        """Replace the actor of a failed call; a place in which none can work is given up, the last one with RunFailed."""
+        slot = call.slot
+        if call.handle is not slot.handle or slot not in self.slots:
+            return  # already replaced, or given up
+        timeout = self.config.actors.timeout_seconds
+        if isinstance(cause(error), ActorUnavailableError) and slot.leave_alone() < timeout:
+            return  # it will answer again, or its node will be found dead
+        if self.is_auto and node_died(error):
+            self._retire(slot)
+            return
+        try:
+            self._replace(slot, error)
+        except RunFailed as failure:
+            if len(self.slots) == 1:
+                raise
+            logger.error("%s; the place of rollout actor %d is given up", failure, slot.index)
+            self._num_given_up += 1
+            self._retire(slot)
+
+    def _replace(self, slot: Slot, error: Exception) -> None:
+        count_death(slot, error, self.config.actors.max_restarts)
+        self._accounting.num_restarts += 1
+        slot.handle = self._make(slot.index, slot.incarnation)
 
     def room(self) -> int:
         """Actors that there is room for on the nodes that are alive; at least one."""
@@ -42,34 +118,30 @@ class RolloutPool:
         nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
         return rollout_room(nodes, driver, self.config.actors)
 
-    def adjust(self) -> list[Slot]:
-        """With auto, follow the cluster as its nodes come and go; returns the places that were given up."""
+    def adjust(self) -> None:
+        """With auto, follow the cluster as its nodes come and go."""
         if not self.is_auto or time.monotonic() - self._looked < ADJUST_SECONDS:
-            return []
+            return
         self._looked = time.monotonic()
-        room = self.room()
+        room = max(1, self.room() - self._num_given_up)
         if room > len(self.slots):
             logger.info("room for %d rollout actors; there were %d", room, len(self.slots))
             self._grow(room)
         elif room < len(self.slots):
             logger.info("room for only %d of %d rollout actors", room, len(self.slots))
-            return [self.retire(slot) for slot in self._least_wanted(len(self.slots) - room)]
-        return []
-
-    def refill(self, slot: Slot) -> None:
-        """Put a new actor in a place whose actor died."""
-        slot.handle = self._make(slot.index, slot.incarnation)
+            for slot in self._least_wanted(len(self.slots) - room):
+                self._retire(slot)
 
     def _least_wanted(self, count: int) -> list[Slot]:
         """Places of actors that are not alive first, then the newest."""
         alive = {slot.index: _is_alive(slot) for slot in self.slots}
         return sorted(self.slots, key=lambda slot: (alive[slot.index], -slot.index))[:count]
 
-    def retire(self, slot: Slot) -> Slot:
-        """Give a place up."""
+    def _retire(self, slot: Slot) -> None:
+        """Take a place away; rollouts under way there never arrive, and are never counted."""
         self.slots.remove(slot)
         ray.kill(slot.handle, no_restart=True)
-        return slot
+        self._calls.take(slots=[slot])
 
     def _grow(self, size: int) -> None:
         while len(self.slots) < size:
@@ -80,7 +152,10 @@ class RolloutPool:
     def _make(self, index: int, incarnation: int) -> Any:
         resources = rollout_resources(self.config.actors)
         options = RemoteRolloutActor.options(
-            num_cpus=resources.pop("CPU"), resources=resources, scheduling_strategy=over_nodes(index)
+            num_cpus=resources.pop("CPU"),
+            resources=resources,
+            scheduling_strategy=over_nodes(index),
+            max_concurrency=self.config.actors.max_in_flight,
         )
         return options.remote(self.config, index, incarnation)
 

@@ -1,18 +1,22 @@
 """A user's Python function as oracle: `package.module:function`, a list of strings in, their scores out.
 
-The function runs in a process of its own, in batches, with a time limit, retries, and a cache of repeated sequences.
+The function runs in processes of its own, in batches, with a time limit, retries, and a cache of repeated sequences.
 """
 
 import contextlib
 import json
 import logging
+import math
 import os
+import queue
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,6 +24,7 @@ from pydantic import Field, field_validator
 
 from actors.environments.sequence import SequenceEnvironment
 from actors.oracles.base import OracleDataError, OracleError
+from actors.oracles.score_cache import ScoreCache
 from learner.configs import StrictConfig
 
 logger = logging.getLogger(__name__)
@@ -35,6 +40,9 @@ class CallableOracleConfig(StrictConfig):
     """`package.module:function`, importable where the rollout actors run; takes a list of strings, returns scores."""
     batch_size: int = Field(256, ge=1, le=1_000_000)
     """Most sequences in one call."""
+    num_processes: int = Field(1, ge=1, le=1024)
+    """Calls under way at a time in each rollout actor, each in a process of its own: with several, a slow sequence holds up
+    only its own call."""
     timeout_seconds: float = Field(60.0, gt=0)
     """A call that takes longer is stopped (its process is killed) and counts as failed."""
     max_retries: int = Field(2, ge=0, le=100)
@@ -43,6 +51,9 @@ class CallableOracleConfig(StrictConfig):
     """After this many failed calls in a row the oracle is given up and the run ends with the cause."""
     cache_size: int = Field(200_000, ge=0)
     """Scores remembered per rollout actor, least recently used first out; 0: none."""
+    cache_folder: Path | None = None
+    """Folder on each node's disk in which its rollout actors share scores, kept for later runs; a file for each function and
+    version of its module. null: none."""
 
     @field_validator("function")
     @classmethod
@@ -51,6 +62,11 @@ class CallableOracleConfig(StrictConfig):
         if not all(part.isidentifier() for part in [*module.split("."), function]):
             raise ValueError("allowed: package.module:function")
         return value
+
+    @field_validator("cache_folder")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser().absolute()
 
 
 class _CallFailed(Exception):
@@ -78,6 +94,8 @@ class FunctionProcess:
         if "error" in answer:
             self.close()
             raise _CallFailed(answer["error"])
+        self.source_hash: str = answer["source_hash"]
+        """Of the module's text."""
 
     @property
     def alive(self) -> bool:
@@ -100,11 +118,15 @@ class FunctionProcess:
             raise _CallFailed(f"it returned {len(scores)} scores for {len(sequences)} sequences")
         return scores
 
-    def close(self) -> None:
-        """End the process, and whatever programs the function started."""
+    def kill(self) -> None:
+        """End the process, and whatever programs the function started; a call under way fails."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+    def close(self) -> None:
+        """End everything, and close the pipes."""
+        self.kill()
         for pipe in self._pipes:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
@@ -125,47 +147,64 @@ class FunctionProcess:
 
 
 class CallableOracle:
-    """Scores by a user's function; a sequence that makes it fail gets NaN, one that makes it hang too."""
+    """Scores by a user's function; a sequence that makes it fail gets NaN, one that makes it hang too. Safe for threads."""
 
     enumerable = False
     reference: np.ndarray | None = None
 
     def __init__(self, config: CallableOracleConfig, environment: SequenceEnvironment):
-        """Starts the process, so that a function that cannot be imported is an OracleDataError at once."""
+        """Starts a process, so that a function that cannot be imported is an OracleDataError at once."""
         self._config, self._environment = config, environment
-        self._cache: OrderedDict[bytes, float] = OrderedDict()
-        self._failures = 0
+        self._lock, self._failures = threading.Lock(), 0
         self.num_calls = 0
         """Calls made to the function."""
         try:
-            self._process = FunctionProcess(config.function)
+            first = FunctionProcess(config.function)
         except _CallFailed as error:
             raise OracleDataError(f"oracle.function: {config.function}: {error}") from error
+        self._idle: queue.LifoQueue[FunctionProcess | None] = queue.LifoQueue()
+        """Processes to call; None: one that is not started yet."""
+        for process in [None] * (config.num_processes - 1) + [first]:
+            self._idle.put(process)
+        self._busy: set[FunctionProcess] = set()
+        self._closed = False
+        self._threads = ThreadPoolExecutor(config.num_processes, thread_name_prefix="oracle")
+        file = f"{config.function.replace(':', '.')}-{first.source_hash}.sqlite"
+        self._cache = ScoreCache(config.cache_size, config.cache_folder and config.cache_folder / file)
 
     def score(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """float32 [B]; each distinct sequence is sent once. Raises OracleError after too many failures in a row."""
         distinct, inverse = np.unique(self._environment.sequences(tokens, lengths), return_inverse=True)
-        scores = np.fromiter((self._cache.get(s, np.nan) for s in distinct.tolist()), np.float64, len(distinct))
+        scores = self._cache.get(distinct)
         missing = np.flatnonzero(np.isnan(scores))
-        for start in range(0, len(missing), self._config.batch_size):
-            rows = missing[start : start + self._config.batch_size]
-            scores[rows] = self._score_batch(distinct[rows], retries=self._config.max_retries, whole=True)
-        self._remember(distinct, scores)
+        size = min(self._config.batch_size, max(1, math.ceil(len(missing) / self._config.num_processes)))
+        parts = [missing[start : start + size] for start in range(0, len(missing), size)]
+        calls = [self._threads.submit(self._score_part, distinct[rows]) for rows in parts]
+        try:
+            for rows, call in zip(parts, calls, strict=True):
+                scores[rows] = call.result()
+        finally:
+            for call in calls:
+                call.cancel()
         return scores[inverse].astype(np.float32)
 
     def close(self) -> None:
-        """End the process."""
-        self._process.close()
+        """End the processes; calls under way fail."""
+        with self._lock:
+            self._closed = True
+            for process in self._busy:
+                process.kill()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        while not self._idle.empty():
+            idle = self._idle.get()
+            if idle is not None:
+                idle.close()
+        self._cache.close()
 
-    def _remember(self, sequences: np.ndarray, scores: np.ndarray) -> None:
-        if not self._config.cache_size:
-            return
-        for sequence, score in zip(sequences.tolist(), scores.tolist(), strict=True):
-            if score == score:
-                self._cache[sequence] = score
-                self._cache.move_to_end(sequence)
-        while len(self._cache) > self._config.cache_size:
-            self._cache.popitem(last=False)
+    def _score_part(self, sequences: np.ndarray) -> np.ndarray:
+        scores = self._score_batch(sequences, retries=self._config.max_retries, whole=True)
+        self._cache.put(sequences, scores)
+        return scores
 
     def _score_batch(self, sequences: np.ndarray, *, retries: int, whole: bool) -> np.ndarray:
         """Scores [n]; after `retries` more tries a batch that raises is split until the culprits are alone."""
@@ -173,17 +212,17 @@ class CallableOracle:
             try:
                 scores = self._call([s.decode("ascii") for s in sequences.tolist()])
             except _CallFailed as error:
-                if whole or len(sequences) == 1:  # that a part fails which holds a culprit says nothing new
-                    self._failures += 1
+                # that a part fails which holds a culprit says nothing new
+                failures = self._count_failure(int(whole or len(sequences) == 1))
                 logger.warning("oracle %s failed on %d sequences: %s", self._config.function, len(sequences), error)
-                if self._failures >= self._config.max_consecutive_failures:
+                if failures >= self._config.max_consecutive_failures:
                     raise OracleError(
-                        f"oracle {self._config.function} failed {self._failures} times in a row; last: {error}"
+                        f"oracle {self._config.function} failed {failures} times in a row; last: {error}"
                     ) from error
                 if error.hung and attempt == retries:
                     return np.full(len(sequences), np.nan)
             else:
-                self._failures = 0
+                self._count_failure(None)
                 return scores
         if len(sequences) == 1:
             return np.full(1, np.nan)
@@ -192,9 +231,26 @@ class CallableOracle:
             scores[part] = self._score_batch(sequences[part], retries=0, whole=False)
         return scores
 
+    def _count_failure(self, more: int | None) -> int:
+        """Failures in a row, `more` of them new; None: a success ends the row."""
+        with self._lock:
+            self._failures = 0 if more is None else self._failures + more
+            return self._failures
+
     def _call(self, sequences: list[str]) -> np.ndarray:
-        if not self._process.alive:
-            self._process.close()
-            self._process = FunctionProcess(self._config.function)
-        self.num_calls += 1
-        return self._process.call(sequences, self._config.timeout_seconds)
+        process = self._idle.get()
+        try:
+            if process is None or not process.alive:
+                if process is not None:
+                    process.close()
+                process = FunctionProcess(self._config.function)
+            with self._lock:
+                if self._closed:
+                    raise OracleError(f"oracle {self._config.function} was closed")
+                self.num_calls += 1
+                self._busy.add(process)
+            return process.call(sequences, self._config.timeout_seconds)
+        finally:
+            with self._lock:
+                self._busy -= {process}
+            self._idle.put(process)

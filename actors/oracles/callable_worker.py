@@ -4,11 +4,13 @@ Started as `python -m actors.oracles.callable_worker package.module:function` by
 output printed by the function thus never reaches the rollout worker.
 """
 
+import hashlib
 import importlib
 import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 
 def load_function(name: str) -> Callable[[list[str]], list[float]]:
@@ -22,13 +24,23 @@ def load_function(name: str) -> Callable[[list[str]], list[float]]:
     return loaded
 
 
+def source_hash(function: Callable) -> str:
+    """Of the text of the module in which `function` is; of nothing where there is no text."""
+    path = getattr(sys.modules.get(function.__module__), "__file__", None)
+    try:
+        text = Path(path or os.devnull).read_bytes()
+    except OSError:
+        text = b""
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
 def main() -> None:
     """Answer requests until the input closes."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the function prints goes to stderr
     try:
         function = load_function(sys.argv[1])
-        _answer(answers, {"ready": True})
+        _answer(answers, {"source_hash": source_hash(function)})
     except Exception as error:  # whatever a user's module raises on import is reported, not lost
         _answer(answers, {"error": f"{type(error).__name__}: {error}"})
         return

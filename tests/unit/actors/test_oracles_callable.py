@@ -150,13 +150,13 @@ def test_a_function_that_always_raises_is_given_up_with_the_cause(make, calls):
 
 def test_failures_in_a_row_are_counted_over_batches_and_forgotten_by_a_success(make):
     oracle = make(
-        f"if 'AAAA' in sequences:\n    raise ValueError\nreturn {COUNT_T}", max_retries=0, max_consecutive_failures=3
-    )
+        f"if 'AAAA' in sequences:\n    raise ValueError\nreturn {COUNT_T}",
+        max_retries=0, max_consecutive_failures=3, cache_size=0,
+    )  # fmt: skip
     for _ in range(2):
         for _ in range(2):
             assert np.isnan(ask(oracle, ["AAAA"])).all()
         assert ask(oracle, ["TTTT"]) == [4]
-        oracle._cache.clear()
     ask(oracle, ["AAAA"])
     ask(oracle, ["AAAA"])
     with pytest.raises(OracleError, match="failed 3 times in a row"):

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -221,12 +222,14 @@ def test_the_process_ends_when_its_owner_died(tmp_path):
     (tmp_path / "scorer.py").write_text(f"def score(sequences):\n    return {COUNT_T}\n")
     program = """
         import os, sys
+        import psutil
         from actors.environments.sequence import EnvironmentConfig, SequenceEnvironment
         from actors.oracles.callable import CallableOracle, CallableOracleConfig
         sys.path.insert(0, sys.argv[1])
         environment = SequenceEnvironment(EnvironmentConfig(length=2))
         oracle = CallableOracle(CallableOracleConfig(name="callable", function="scorer:score"), environment)
-        print(oracle._process._process.pid, oracle.score(*environment.tokens(["TT"], origin="o"))[0], flush=True)
+        (worker,) = psutil.Process().children()
+        print(worker.pid, oracle.score(*environment.tokens(["TT"], origin="o"))[0], flush=True)
         os.kill(os.getpid(), 9)
     """
     command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
@@ -234,3 +237,61 @@ def test_the_process_ends_when_its_owner_died(tmp_path):
     pid, score = done.stdout.split()
     assert (done.returncode, score) == (-9, "2.0")
     assert soon(lambda: not running(int(pid)))
+
+
+def test_a_slow_sequence_holds_up_only_its_own_process(make, tmp_path):
+    """GA is answered only once all the other calls were made."""
+    wait = f"while not os.path.exists({str(tmp_path / 'go')!r}):\n        time.sleep(0.01)"
+    oracle = make(function(f"if 'GA' in sequences:\n    {wait}"), num_processes=2, batch_size=1, cache_size=0)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(unscored, oracle, ["GA", "TT"])
+        assert soon(lambda: oracle.num_calls == 2)
+        for count in range(5):  # as the next batches of the same actor
+            assert unscored(oracle, ["TA", "TC"]) == [], count
+        assert not first.done()
+        assert len(workers()) == 2
+        (tmp_path / "go").touch()
+        assert first.result(10) == []
+
+
+def test_sequences_are_dealt_to_all_processes(make, tmp_path):
+    log = str(tmp_path / "log")
+    oracle = make(
+        function(f"open({log!r}, 'a').write(f'{{os.getpid()}} {{len(sequences)}}\\n')\ntime.sleep(0.3)"),
+        num_processes=3,
+    )
+    assert len(workers()) == 1
+    assert unscored(oracle, ALL) == []
+    lines = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    assert sorted(int(count) for _, count in lines) == [4, 6, 6]
+    assert len({pid for pid, _ in lines}) == len(workers()) == 3
+    oracle.close()
+    assert workers() == []
+
+
+def test_an_oracle_that_is_closed_stops_the_call_under_way(make):
+    oracle = make(function("time.sleep(100)"), timeout_seconds=90, max_retries=3)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(unscored, oracle, ["GA"])
+        assert soon(lambda: oracle.num_calls == 1)
+        start = time.monotonic()
+        oracle.close()
+        with pytest.raises(OracleError, match="scorer:score was closed"):
+            call.result(10)
+    assert time.monotonic() - start < 10
+    assert workers() == []
+
+
+def test_oracles_on_one_node_share_their_scores_until_the_function_changes(make, tmp_path):
+    shared = tmp_path / "cache"
+    one, two = (make(function(""), cache_folder=shared) for _ in range(2))
+    assert unscored(one, ALL) == []
+    assert unscored(two, ALL) == []
+    assert (one.num_calls, two.num_calls) == (1, 0)
+    forgetful = make(function(""), cache_folder=shared, cache_size=0)
+    assert unscored(forgetful, ALL) == []
+    assert forgetful.num_calls == 0
+    changed = make(function("") + "# another version\n", cache_folder=shared)
+    assert unscored(changed, ALL) == []
+    assert changed.num_calls == 1
+    assert len(list(shared.glob("scorer.score-*.sqlite"))) == 2
