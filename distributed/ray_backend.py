@@ -23,6 +23,7 @@ from distributed.experiment import make_environment, make_oracle, num_dynamics_t
 from distributed.ray_actors import RemoteLearnerActor, RemoteReplayBufferActor
 from distributed.ray_calls import Calls, FreshBatch, Pending, Slot
 from distributed.ray_faults import INFRASTRUCTURE, cause, count_death, last_line, raise_if_fault, reason
+from distributed.ray_gauges import RunGauges
 from distributed.ray_runtime import DRIVER_BUNDLE, LEARNER_BUNDLE, beside_driver, connect, learner_gpus
 from distributed.rollout_pool import RolloutPool
 from learner.gflownet import EvaluationWeights
@@ -49,12 +50,15 @@ class RayBackend:
         self._earlier_cpu_seconds, self._session = 0.0, 0
         self._times: dict[str, list[float]] = {}
         self._looked = 0.0
+        self._gauges: RunGauges | None = None
+        self._newest: dict[str, float] = {}
         self._owns_ray = False
         self._pool = RolloutPool(config, self._calls, self.accounting)
 
     def start(self, checkpoint: Path | None) -> None:
         """Connect, make the actors (from `checkpoint`, if given), and prefill the offline data if there is no checkpoint."""
         self._owns_ray = connect(self.config)
+        self._gauges = RunGauges(self.config.run.name or "unnamed")
         if checkpoint is not None:
             state = load_state(checkpoint)["backend"]
             self.accounting.load_state_dict(state["accounting"])
@@ -105,6 +109,7 @@ class RayBackend:
             self._looked = time.monotonic()
             self._replace_overdue()
             self._pool.adjust()
+            self._show()
         deadline = time.monotonic() + 1.0
         while time.monotonic() < deadline:
             while self._ended:
@@ -199,12 +204,19 @@ class RayBackend:
             self._pool.set_weights(call.weights, accounting.policy_version)
         self._cpu[self._learner.source] = metrics.pop("learner_cpu_seconds")
         accounting.cpu_seconds = self._earlier_cpu_seconds + time.process_time() + sum(self._cpu.values())
-        return StepResult(int(metrics.pop("step")), metrics | self._state())
-
-    def _state(self) -> dict[str, float]:
-        """Actors, queues, and the times of the rollouts since the last call."""
+        self._newest = {"learner_utilisation": metrics["learner_utilisation"], "policy_lag": accounting.lags[-1]}
         times, self._times = self._times, {}
-        return {name: math.fsum(values) / len(values) for name, values in times.items()} | {
+        means = {name: math.fsum(values) / len(values) for name, values in times.items()}
+        return StepResult(int(metrics.pop("step")), metrics | means | self._queues())
+
+    def _show(self) -> None:
+        if self._gauges is not None and self._gauges.due:
+            figures = self._newest | self._queues() | {"num_restarts": self.accounting.num_restarts}
+            self._gauges.update(self.accounting.num_sampled, figures)
+
+    def _queues(self) -> dict[str, float]:
+        """Actors and the lengths of the queues."""
+        return {
             "num_rollout_actors": len(self._pool.slots),
             "num_rollout_calls": self._calls.count("rollout"),
             "num_waiting_batches": len(self._fresh),

@@ -49,12 +49,22 @@ def toy() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """One Ray runtime for all tests that need one in this process."""
+def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One Ray runtime for all tests that need one in this process; yields the folder that its oracle functions know."""
     import ray
 
+    folder = tmp_path_factory.mktemp("oracle")
+    os.environ["ORACLE_FOLDER"] = str(folder)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"
     ray.init(address="local", num_cpus=8, include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False)
-    yield
+    yield folder
     ray.shutdown()
+
+
+@pytest.fixture
+def oracle_folder(ray_session: Path) -> Path:
+    """A folder, empty now, by which a test talks to its oracle function in other processes."""
+    for file in ray_session.iterdir():
+        file.unlink()
+    return ray_session

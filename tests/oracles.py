@@ -1,5 +1,6 @@
 """Oracle functions that tests give by name."""
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -48,4 +49,24 @@ def negative_for_aaa(sequences: list[str]) -> list[float]:
 def very_slow(sequences: list[str]) -> list[float]:
     """6 s a call."""
     time.sleep(6)
+    return count_b(sequences)
+
+
+def one_slow_answer(sequences: list[str]) -> list[float]:
+    """The first call of all waits until the file GO is there; the others are answered at once."""
+    folder = Path(os.environ["ORACLE_FOLDER"])
+    with contextlib.suppress(FileExistsError):
+        (folder / "asked").touch(exist_ok=False)
+        while not (folder / "go").exists():
+            time.sleep(0.05)
+    return count_b(sequences)
+
+
+def hangs_in_one_actor(sequences: list[str]) -> list[float]:
+    """Hangs in whatever actor asks first, as told by a file, and only there: as if something were wrong with its node."""
+    file = Path(os.environ["ORACLE_FOLDER"]) / "bad_actor"
+    with contextlib.suppress(FileExistsError), open(file, "x") as bad:
+        bad.write(str(os.getppid()))
+    if file.read_text() == str(os.getppid()):
+        time.sleep(600)
     return count_b(sequences)

@@ -5,15 +5,23 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import urllib.request
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+from ray.exceptions import ActorUnavailableError
 
+from distributed import ray_backend
 from distributed.backend import RunFailed
 from distributed.checkpoints import CheckpointStore, load_sampler
+from distributed.ray_actors import LearnerActor, ReplayBufferActor
 from distributed.ray_backend import RayBackend
+from distributed.ray_calls import Pending
+from distributed.ray_gauges import GAUGES
 from distributed.run import newest_readable, train
 from distributed.run_folder import RunFolder
 
@@ -127,6 +135,148 @@ def test_an_actor_that_dies_too_often_ends_the_run_with_the_cause(in_tmp_path, t
         kill(backend._pool.slots[0])
         with pytest.raises(RunFailed, match="rollout 0 died 2 times"):
             steps(backend, 50)
+    finally:
+        backend.close()
+
+
+def test_an_actor_that_cannot_be_reached_is_left_alone_for_a_while(backend):
+    """Its connection broke: it may answer again, or be found dead; nothing is counted as a restart."""
+    backend.start(None)
+    steps(backend, 2)
+    slot = backend._pool.slots[0]
+    call = Pending("rollout", slot, slot.handle)
+    backend._pool.failed(call, ActorUnavailableError("the connection broke", None))
+    assert slot.retry_at > time.monotonic()
+    while slot.silent_since is not None:
+        backend.step()
+    steps(backend, 2)
+    assert (slot.restarts, backend.accounting.num_restarts) == (0, 0)
+    slot.silent_since = time.monotonic() - backend.config.actors.timeout_seconds
+    backend._pool.failed(call, ActorUnavailableError("the connection broke", None))
+    assert (slot.restarts, slot.silent_since, backend.accounting.num_restarts) == (1, None, 1)
+    steps(backend, 5)
+
+
+def test_an_actor_in_whose_place_none_can_work_is_done_without(in_tmp_path, toy, oracle_folder, caplog):
+    """The oracle hangs in one of two actors, and there only."""
+    changes = {
+        "oracle.function": "tests.oracles:hangs_in_one_actor", "oracle.timeout_seconds": 0.5, "oracle.max_retries": 0,
+        "oracle.max_consecutive_failures": 3, "evaluation.exact": "never", "actors.num_rollout_actors": 2,
+    }  # fmt: skip
+    backend = RayBackend(toy(**changes, **{"run.backend": "ray"}), CheckpointStore(in_tmp_path / "checkpoints"))
+    try:
+        backend.start(None)
+        while len(backend._pool.slots) == 2:
+            backend.step()
+            assert backend.accounting.balanced
+        assert "failed 3 times in a row; last: no answer within 0.5 s; the place of rollout actor" in caplog.text
+        steps(backend, 5)
+        assert backend.accounting.num_restarts == 0
+        backend.drain()
+        assert backend.accounting.num_in_flight == 0
+    finally:
+        backend.close()
+
+
+def test_one_slow_answer_does_not_idle_an_actor(in_tmp_path, toy, oracle_folder):
+    changes = {"oracle.function": "tests.oracles:one_slow_answer", "oracle.num_processes": 2, "actors.batch_size": 8}
+    backend = RayBackend(toy(**changes, **{"run.backend": "ray"}), CheckpointStore(in_tmp_path / "checkpoints"))
+    try:
+        backend.start(None)
+        steps(backend, 10)
+        sampled = backend.accounting.num_sampled
+        assert (oracle_folder / "asked").exists()
+        (oracle_folder / "go").touch()
+        steps(backend, 10)
+        assert backend.accounting.num_sampled > sampled
+        assert backend.accounting.num_restarts == 0
+    finally:
+        backend.close()
+
+
+class SlowLearnerActor(LearnerActor):
+    @ray.method(num_returns=2)
+    def update(self, fresh, draw):
+        time.sleep(0.2)
+        return super().update(fresh, draw)
+
+
+class SlowReplayBufferActor(ReplayBufferActor):
+    @ray.method(concurrency_group="write")
+    def add(self, batch, source, number):
+        time.sleep(0.2)
+        return super().add(batch, source, number)
+
+
+@pytest.mark.parametrize("slow", ["learner", "buffer", "oracle"])
+def test_queues_and_lag_stay_short_whatever_is_slow(in_tmp_path, toy, monkeypatch, slow):
+    changes = {"actors.num_rollout_actors": 3, "actors.num_cpus": 0.1, "oracle.cache_size": 0}
+    if slow == "learner":
+        monkeypatch.setattr(ray_backend, "RemoteLearnerActor", ray.remote(max_restarts=0)(SlowLearnerActor))
+    elif slow == "buffer":
+        groups = {"write": 1, "read": 1}
+        remote = ray.remote(max_restarts=0, num_cpus=0, concurrency_groups=groups)(SlowReplayBufferActor)
+        monkeypatch.setattr(ray_backend, "RemoteReplayBufferActor", remote)
+    else:
+        changes["oracle.function"] = "tests.oracles:slow"
+    config = toy(**changes, **{"run.backend": "ray"})
+    backend = RayBackend(config, CheckpointStore(in_tmp_path / "checkpoints"))
+    calls = 3 * config.actors.max_in_flight
+    seen = Counter()
+    try:
+        backend.start(None)
+        for _ in range(25):
+            result = backend.step()
+            assert backend.accounting.balanced
+            assert len(backend._calls) <= calls + 2 + ray_backend.MAX_ADDS_IN_FLIGHT + calls
+            if result is not None:
+                seen |= Counter({name: int(value) for name, value in result.metrics.items() if name.startswith("num_")})
+        lags = backend.accounting.take_lags()
+    finally:
+        backend.close()
+    assert seen["num_rollout_calls"] <= calls
+    assert seen["num_waiting_batches"] <= calls + 1
+    assert seen["num_waiting_adds"] <= ray_backend.MAX_ADDS_IN_FLIGHT + calls
+    assert lags["policy_lag_min"] <= lags["policy_lag"] <= lags["policy_lag_max"] <= config.actors.policy_lag_limit(3)
+    assert backend.accounting.num_stale == 0
+    if slow == "learner":  # what waits there counts in the lag
+        assert seen["num_waiting_batches"] >= 3
+        assert lags["policy_lag_max"] >= 3
+    if slow == "buffer":
+        assert seen["num_waiting_adds"] >= ray_backend.MAX_ADDS_IN_FLIGHT
+
+
+def test_weights_may_be_broadcast_less_often(in_tmp_path, toy):
+    config = toy(**{"run.backend": "ray", "actors.broadcast_every": 5})
+    backend = RayBackend(config, CheckpointStore(in_tmp_path / "checkpoints"))
+    try:
+        backend.start(None)
+        steps(backend, 12)
+        assert backend._pool.version == backend.accounting.policy_version // 5 * 5 >= 10
+        assert backend.accounting.take_lags()["policy_lag_max"] >= 4
+    finally:
+        backend.close()
+
+
+def exported() -> dict[str, float]:
+    """What this node's agent shows Prometheus of the run `gauged`."""
+    port = ray.nodes()[0]["MetricsExportPort"]
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+    lines = [line for line in text.splitlines() if line.startswith("ray_sequence_flows_") and 'run="gauged"' in line]
+    return {line.split("{")[0].removeprefix("ray_sequence_flows_"): float(line.split()[-1]) for line in lines}
+
+
+def test_the_state_of_a_run_is_exported_as_ray_metrics(in_tmp_path, toy):
+    config = toy(**{"run.backend": "ray", "run.name": "gauged", "actors.num_rollout_actors": 2})
+    backend = RayBackend(config, CheckpointStore(in_tmp_path / "checkpoints"))
+    try:
+        backend.start(None)
+        deadline = time.monotonic() + 60
+        while set(exported()) != set(GAUGES) or not exported()["trajectories_per_second"]:
+            assert time.monotonic() < deadline, exported()
+            steps(backend, 2)
+        assert exported()["num_rollout_actors"] == 2
+        assert 0 < exported()["learner_utilisation"] <= 1
     finally:
         backend.close()
 
