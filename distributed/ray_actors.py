@@ -111,10 +111,10 @@ class LearnerActor:
         return os.getpid()
 
     @ray.method(num_returns=2)
-    def update(self, fresh: TrajectoryBatch, draw: Draw) -> tuple[dict[str, float], np.ndarray]:
-        """Train on `fresh` and the drawn trajectories; metrics and the new policy weights are separate objects."""
+    def update(self, draw: Draw, *fresh: TrajectoryBatch) -> tuple[dict[str, float], np.ndarray]:
+        """Train on the `fresh` batches and the drawn trajectories; metrics and the new policy weights are separate objects."""
         start = time.perf_counter()
-        metrics = learn(self._learner, fresh, draw.policy, draw.dynamics)
+        metrics = learn(self._learner, concatenate(fresh), draw.policy, draw.dynamics)
         self._busy_seconds += time.perf_counter() - start
         share = self._busy_seconds / (time.perf_counter() - self._started)
         metrics |= {

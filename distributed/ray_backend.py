@@ -138,21 +138,26 @@ class RayBackend:
         return last
 
     def _submit_updates(self) -> None:
-        updates = self._calls.count("update")
-        limit = self.config.actors.policy_lag_limit(len(self._pool.slots))
-        while self._fresh and updates < MAX_UPDATES_IN_FLIGHT:
-            fresh = self._fresh.popleft()
-            if self.accounting.policy_version + updates - fresh.version > limit:
-                self.accounting.num_stale += fresh.count
+        """Keep the learner busy; a call takes as many waiting batches as fit one of its own, so small ones go together."""
+        while self._fresh and self._calls.count("update") < MAX_UPDATES_IN_FLIGHT:
+            taken, count = list[FreshBatch](), 0
+            while self._fresh and (not taken or count + self._fresh[0].count <= self.config.learner.batch_size):
+                batch = self._fresh.popleft()
+                if self._is_stale(batch):
+                    self.accounting.num_stale += batch.count
+                else:
+                    taken.append(batch)
+                    count += batch.count
+            if not taken:
                 continue
-            num_dynamics = num_dynamics_trajectories(self.config, fresh.count)
-            draw = self._buffer.handle.draw.remote(fresh.count, num_dynamics)
-            metrics, weights = self._learner.handle.update.remote(fresh.reference, draw)
-            self._track(
-                metrics, "update", self._learner,
-                batch=fresh.reference, count=fresh.count, version=fresh.version, weights=weights,
-            )  # fmt: skip
-            updates += 1
+            draw = self._buffer.handle.draw.remote(count, num_dynamics_trajectories(self.config, count))
+            metrics, weights = self._learner.handle.update.remote(draw, *(batch.reference for batch in taken))
+            self._track(metrics, "update", self._learner, fresh=taken, weights=weights)
+
+    def _is_stale(self, batch: FreshBatch) -> bool:
+        """Whether the learner will be too many versions ahead when it comes to `batch`."""
+        limit = self.config.actors.policy_lag_limit(len(self._pool.slots))
+        return self.accounting.policy_version + self._calls.count("update") - batch.version > limit
 
     def _submit_add(self, batch: Any, count: int, source: str, number: int) -> None:
         reference = self._buffer.handle.add.remote(batch, source, number)
@@ -197,9 +202,9 @@ class RayBackend:
 
     def _update_done(self, call: Pending, metrics: dict[str, float]) -> StepResult:
         accounting = self.accounting
-        accounting.lags.append(accounting.policy_version - call.version)
+        accounting.lags += [accounting.policy_version - batch.version for batch in call.fresh]
         accounting.policy_version += 1
-        accounting.num_trained += call.count
+        accounting.num_trained += sum(batch.count for batch in call.fresh)
         if accounting.policy_version - self._pool.version >= self.config.actors.broadcast_every:
             self._pool.set_weights(call.weights, accounting.policy_version)
         self._cpu[self._learner.source] = metrics.pop("learner_cpu_seconds")
@@ -234,7 +239,7 @@ class RayBackend:
             self._unsent.append(call)
         self._replace_dead(error)
         if call.kind == "update" and not lost:
-            self._fresh.appendleft(FreshBatch(call.batch, call.count, call.version))
+            self._fresh.extendleft(reversed(call.fresh))
         elif call.kind == "add" and lost:
             self.accounting.num_in_flight -= call.count
             self.accounting.num_lost += call.count

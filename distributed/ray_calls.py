@@ -51,11 +51,11 @@ class Pending:
     slot: Slot
     handle: Any
     batch: Any = None
-    """Reference of the trajectories concerned."""
+    """rollout, add: reference of the trajectories."""
     count: int = 0
-    """Their number, once known."""
-    version: int = 0
-    """Policy version that drew them."""
+    """add: their number."""
+    fresh: list["FreshBatch"] = field(default_factory=list)
+    """update: what it trains on."""
     weights: Any = None
     """update: reference of the new weights."""
     source: str = ""
@@ -71,6 +71,7 @@ class FreshBatch:
     reference: Any
     count: int
     version: int
+    """Policy version that drew them."""
 
 
 class Calls:

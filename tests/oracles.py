@@ -41,6 +41,12 @@ def slow(sequences: list[str]) -> list[float]:
     return count_b(sequences)
 
 
+def fifty_milliseconds(sequences: list[str]) -> list[float]:
+    """50 ms a call."""
+    time.sleep(0.05)
+    return [1.0] * len(sequences)
+
+
 def negative_for_aaa(sequences: list[str]) -> list[float]:
     """A score that is rejected."""
     return [-1.0 if s == "AAA" else 0.5 for s in sequences]

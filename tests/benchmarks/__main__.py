@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from distributed.training_loop import git_commit
-from tests.benchmarks import runs, speed, sweeps
+from tests.benchmarks import runs, scaling, speed, sweeps
 
 BENCHMARKS = {
     "one_core": speed.one_core,
     "quality": runs.quality,
     "ray_overhead": runs.ray_overhead,
+    "scaling": scaling.scaling,
     "sweep_overhead": sweeps.sweep_overhead,
 }
 

@@ -9,11 +9,21 @@ import tempfile
 from pathlib import Path
 
 
+def command(name: str, *arguments: str) -> list[str]:
+    """`python -m distributed.NAME` without MLflow."""
+    return [sys.executable, "-m", f"distributed.{name}", "--tracking.mlflow", "false", *arguments]
+
+
+def environment() -> dict[str, str]:
+    """In which a command finds this program and its test oracles from any folder."""
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path}
+
+
 def run(name: str, *arguments: str, folder: str) -> dict:
     """`python -m distributed.run` in `folder`; its summary."""
-    command = [sys.executable, "-m", "distributed.run", "--run.name", name, "--tracking.mlflow", "false", *arguments]
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    words = command("run", "--run.name", name, *arguments)
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment())
     if done.returncode != 0:
         raise RuntimeError(done.stderr)
     return json.loads((Path(folder) / "runs" / name / "summary.json").read_text())

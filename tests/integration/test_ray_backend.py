@@ -196,9 +196,9 @@ def test_one_slow_answer_does_not_idle_an_actor(in_tmp_path, toy, oracle_folder)
 
 class SlowLearnerActor(LearnerActor):
     @ray.method(num_returns=2)
-    def update(self, fresh, draw):
+    def update(self, draw, *fresh):
         time.sleep(0.2)
-        return super().update(fresh, draw)
+        return super().update(draw, *fresh)
 
 
 class SlowReplayBufferActor(ReplayBufferActor):
@@ -244,6 +244,25 @@ def test_queues_and_lag_stay_short_whatever_is_slow(in_tmp_path, toy, monkeypatc
         assert lags["policy_lag_max"] >= 3
     if slow == "buffer":
         assert seen["num_waiting_adds"] >= ray_backend.MAX_ADDS_IN_FLIGHT
+
+
+def test_small_batches_that_wait_are_trained_on_together(in_tmp_path, toy, monkeypatch):
+    """Batches of 8 and a learner's batch of 32: a learner that lags behind takes four at a time."""
+    monkeypatch.setattr(ray_backend, "RemoteLearnerActor", ray.remote(max_restarts=0)(SlowLearnerActor))
+    changes = {"actors.batch_size": 8, "learner.batch_size": 32, "actors.max_in_flight": 8}
+    backend = RayBackend(toy(**changes, **{"run.backend": "ray"}), CheckpointStore(in_tmp_path / "checkpoints"))
+    try:
+        backend.start(None)
+        trained = []
+        for _ in range(6):
+            before = backend.accounting.num_trained
+            steps(backend, 1)
+            trained.append(backend.accounting.num_trained - before)
+        assert set(trained) <= {8, 16, 24, 32}
+        assert trained[-1] == 32
+        assert len(backend.accounting.lags) == sum(trained) // 8
+    finally:
+        backend.close()
 
 
 def test_weights_may_be_broadcast_less_often(in_tmp_path, toy):
