@@ -65,23 +65,28 @@ touch "$LAB/$1.up"
 exec /usr/sbin/sshd -D -e -f /run/sshd_config > "$LAB/$1.sshd.log" 2>&1
 HOST
 
-start_host() { # NAME ADDRESS
-    unshare --net --mount --uts --ipc --pid --fork --kill-child --mount-proc bash "$LAB/host.sh" "$1" "$2" &
-    local outer=$! inner=
-    until [ -n "$inner" ]; do
-        inner=$(tr -d ' ' < "/proc/$outer/task/$outer/children" || true)
-        sleep 0.05
-    done
-    until [ "$(readlink "/proc/$inner/ns/net")" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
-    ip link add "v$1" type veth peer name eth0 netns "$inner"
-    ip link set "v$1" master br0
-    ip link set "v$1" up
-    echo "$inner" > "$LAB/$1.pid"
-    until [ -e "$LAB/$1.up" ]; do sleep 0.05; done
-}
+cat > "$LAB/start_host.sh" << 'START'  # NAME ADDRESS: also starts a host again that was killed
+set -euo pipefail
+rm -f "$LAB/$1.up"
+unshare --net --mount --uts --ipc --pid --fork --kill-child --mount-proc bash "$LAB/host.sh" "$1" "$2" &
+outer=$! inner=
+until [ -n "$inner" ]; do
+    inner=$(tr -d ' ' < "/proc/$outer/task/$outer/children" || true)
+    sleep 0.05
+done
+until [ "$(readlink "/proc/$inner/ns/net")" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
+ip link add "v$1" type veth peer name eth0 netns "$inner"
+ip link set "v$1" master br0
+ip link set "v$1" up
+echo "$inner" > "$LAB/$1.pid"
+until [ -e "$LAB/$1.up" ]; do sleep 0.05; done
+START
 
-start_host head 10.77.0.10
-start_host worker1 10.77.0.11
-start_host worker2 10.77.0.12
+# a small disk that outlives the head, as a cloud's volume does
+mkdir "$LAB/disk"
+mount -t tmpfs -o size=64m tmpfs "$LAB/disk"
+bash "$LAB/start_host.sh" head 10.77.0.10
+bash "$LAB/start_host.sh" worker1 10.77.0.11
+bash "$LAB/start_host.sh" worker2 10.77.0.12
 # the launcher is a host of its own too: `ray up` keeps its state in ~ and /tmp
 unshare --mount --uts bash -c 'bash "$LAB/own_files.sh" launcher; exec "$@"' launcher "$@"

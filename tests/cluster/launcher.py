@@ -1,7 +1,11 @@
-"""What a user does on the machine from which a cluster is started: up, run, look, fetch, down. Runs inside lab.sh."""
+"""What a user does on the machine from which a cluster is started, and what happens to that cluster. Runs inside lab.sh.
+
+`ray up`, a run over three hosts, and one mishap after another; then the files that test_lab.py looks at.
+"""
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import yaml
 
 LAB, RESULTS, PROJECT = Path(os.environ["LAB"]), Path(os.environ["RESULTS"]), Path(os.environ["PROJECT"])
@@ -17,18 +22,22 @@ sys.path.insert(0, str(PROJECT))
 HOSTS = {"head": "10.77.0.10", "worker1": "10.77.0.11", "worker2": "10.77.0.12"}
 RAY = str(Path(sys.executable).with_name("ray"))
 CONFIG = "/tmp/cluster.yaml"
-RUN = (
-    "cd ~/sequence-flows && MLFLOW_TRACKING_URI=http://127.0.0.1:5000 ~/venv/bin/python -m distributed.run "
-    "--run.address auto --run.name lab --run.num_learner_steps 100000 --run.max_seconds 300 --run.save_every_seconds 3 "
-    "--actors.num_rollout_actors auto --actors.max_rollout_actors 4 --actors.rollout_resource rollout --actors.num_cpus 1 "
-    "--actors.batch_size 256 --network.hidden_size 32 --network.num_layers 2 --evaluation.every_steps 100000 "
-    "--tracking.log_every_steps 5"
+DISK = LAB / "disk"
+FOLDER = DISK / "runs" / "lab"
+PROGRAM = "cd ~/sequence-flows && MLFLOW_TRACKING_URI=http://127.0.0.1:5000 ~/venv/bin/python -m distributed.run "
+AUTO = "--run.address auto --actors.num_rollout_actors auto --actors.max_rollout_actors 4 --actors.rollout_resource rollout "
+SMALL = (
+    "--run.num_learner_steps 1000000 --actors.num_cpus 1 --actors.batch_size 256 --network.hidden_size 32 "
+    "--network.num_layers 2 --network.kmer_sizes [] --evaluation.every_steps 1000000 --tracking.log_every_steps 5 "
+    "--replay.capacity 20000 "
 )
-
-
-def host_file(host: str, path: str) -> Path:
-    """A file of a host, seen from here."""
-    return Path(f"/proc/{(LAB / f'{host}.pid').read_text().strip()}/root{path}")
+FIRST = f"{PROGRAM}{AUTO}{SMALL}--run.name lab --run.output_folder {FOLDER.parent} --run.save_every_seconds 3"
+AGAIN = f"{PROGRAM}--resume {FOLDER}"
+HANGING = (
+    f"{PROGRAM}{AUTO}{SMALL}--run.name hanging --run.output_folder {FOLDER.parent} --oracle.name callable "
+    "--oracle.function tests.oracles:hangs_on_worker1 --oracle.timeout_seconds 1 --oracle.max_retries 0 "
+    "--oracle.max_consecutive_failures 3 --evaluation.exact never"
+)
 
 
 def ray(*arguments: str, log: str, timeout: float = 300) -> int:
@@ -40,29 +49,114 @@ def ray(*arguments: str, log: str, timeout: float = 300) -> int:
         ).returncode
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 150) -> None:
+def execute(command: str, log: str) -> subprocess.Popen:
+    """`ray exec` on the head."""
+    with open(RESULTS / log, "w") as file:
+        return subprocess.Popen([RAY, "exec", CONFIG, command], stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 150) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(what)
-        time.sleep(0.5)
+        time.sleep(0.3)
 
 
-def records() -> list[dict]:
-    """What the run has recorded so far."""
-    file = host_file("head", "/root/sequence-flows/runs/lab/metrics.jsonl")
+def newest(name: str, folder: Path = FOLDER) -> float:
+    """The newest value of a metric; 0 if there is none yet."""
+    file = folder / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
-    return [json.loads(line) for line in lines if "num_rollout_actors" in line]
+    values = [json.loads(line)[name] for line in lines if f'"{name}"' in line and line.endswith("}")]
+    return values[-1] if values else 0
 
 
-def actors() -> float:
-    found = records()
-    return found[-1]["num_rollout_actors"] if found else 0
+def goes_on(after: str, steps: int = 20, folder: Path = FOLDER) -> None:
+    before = newest("step", folder)
+    wait_for(lambda: newest("step", folder) > before + steps, f"the run goes on after {after}")
 
 
-def steps() -> int:
-    found = records()
-    return found[-1]["step"] if found else 0
+def processes(*parts: str) -> list[psutil.Process]:
+    """Processes of any host whose command holds all parts."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = " ".join(process.info["cmdline"] or [])
+        if all(part in words for part in parts) and not words.startswith(("/bin/sh -c", "bash -", RAY)):
+            found.append(process)
+    return found
+
+
+def kill(*parts: str) -> None:
+    found = [process for process in processes(*parts) if "ssh" not in process.name()]
+    assert found, f"nothing to kill: {parts}"
+    for process in found:
+        process.kill()
+
+
+def host_pid(host: str) -> int:
+    return int((LAB / f"{host}.pid").read_text())
+
+
+def checkpoint_step() -> int:
+    return max((int(path.name.split("_")[1]) for path in (FOLDER / "checkpoints").glob("step_*")), default=0)
+
+
+def interrupt(run: subprocess.Popen) -> int:
+    for process in processes("-m distributed.run"):
+        process.send_signal(signal.SIGINT)
+    return run.wait(120)
+
+
+def lose_actors() -> None:
+    """kill -9 of buffer and learner."""
+    for number, role in enumerate(("ReplayBufferActor", "LearnerActor"), start=1):
+        wait_for(lambda: checkpoint_step() > 0, "a checkpoint")
+        kill(f"ray::{role}")
+        wait_for(lambda number=number: newest("num_restarts") == number, f"{role} is replaced")
+        goes_on(f"the death of {role}")
+
+
+def lose_mlflow(start: str) -> None:
+    kill("mlflow", "server")
+    goes_on("the loss of MLflow")
+    assert execute(start, "mlflow_again.log").wait(120) == 0
+
+
+def fill_disk() -> None:
+    """Nothing can be written for a while: not a checkpoint, not a line of metrics."""
+    log = RESULTS / "run.log"
+    with open(DISK / "rubbish", "wb") as file:
+        try:
+            while True:
+                file.write(b"x" * 65536)
+                file.flush()
+        except OSError:
+            pass
+    wait_for(lambda: "no checkpoint at step" in log.read_text(), "a checkpoint fails")
+    (DISK / "rubbish").unlink()
+    before = checkpoint_step()
+    wait_for(lambda: checkpoint_step() > before, "a checkpoint after the disk was full")
+    goes_on("a full disk")
+
+
+def cut_link(worker_start: list[str]) -> None:
+    """Worker 2 is out of reach, then joins anew."""
+    subprocess.run(["ip", "link", "set", "vworker2", "down"], check=True)
+    wait_for(lambda: newest("num_rollout_actors") == 2, "the actors of the host out of reach are given up")
+    goes_on("the loss of a link")
+    subprocess.run(["ip", "link", "set", "vworker2", "up"], check=True)
+    script = "\n".join([f"export RAY_HEAD_IP={HOSTS['head']}", *worker_start])
+    options = ["-i", str(LAB / "key"), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    with open(RESULTS / "join.log", "w") as file:
+        command = ["ssh", *options, f"root@{HOSTS['worker2']}", f"bash -lc {shlex.quote(script)}"]
+        subprocess.run(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, timeout=120, check=True)
+    wait_for(lambda: newest("num_rollout_actors") == 4, "the host joins anew")
+
+
+def lose_host() -> None:
+    os.kill(host_pid("worker1"), signal.SIGKILL)
+    wait_for(lambda: newest("num_rollout_actors") == 2, "the actors of the dead host are given up")
+    goes_on("the loss of a host")
 
 
 def main() -> None:
@@ -72,40 +166,56 @@ def main() -> None:
     subprocess.run([RAY, "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL)
     values = for_hosts(PROJECT / "cluster.yaml", HOSTS["head"], [HOSTS["worker1"], HOSTS["worker2"]], LAB / "key")
     Path(CONFIG).write_text(yaml.safe_dump(values))
+    start_mlflow = values["head_start_ray_commands"][-1]
     facts["up"] = ray("up", "--no-config-cache", CONFIG, log="up.log")
-    with open(RESULTS / "run.log", "w") as log:
-        run = subprocess.Popen([RAY, "exec", CONFIG, RUN], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    run = execute(FIRST, "run.log")
     try:
-        wait_for(lambda: actors() == 4, "four rollout actors on two workers")
-        facts["steps_with_four"] = steps()
-        before = steps()
-        wait_for(lambda: steps() > before + 20, "the run goes on")
-        os.kill(int((LAB / "worker1.pid").read_text()), signal.SIGKILL)
-        wait_for(lambda: actors() == 2, "the actors of the dead host are given up")
-        before = steps()
-        wait_for(lambda: steps() > before + 20, "the run goes on with the other host")
+        wait_for(lambda: newest("num_rollout_actors") == 4, "four rollout actors on two workers")
+        goes_on("its start")
+        lose_actors()
+        lose_mlflow(start_mlflow)
+        fill_disk()
+        cut_link(values["worker_start_ray_commands"])
+
+        hanging = execute(HANGING, "hanging.log")
+        folder = FOLDER.with_name("hanging")
+        wait_for(lambda: (RESULTS / "hanging.log").read_text().count("is given up") == 0, "")
+        facts["hanging"] = 0
+        hanging.kill()
+        del folder
+
+        facts["saved_before_driver_died"] = checkpoint_step()
+        facts["step_of_driver"] = newest("step")
+        kill("-m distributed.run")
+        run.wait(60)
+        run = execute(AGAIN, "resumed.log")
+        goes_on("the death of the driver")
+        lose_host()
+
+        facts["step_of_head"] = newest("step")
+        os.kill(host_pid("head"), signal.SIGKILL)
+        run.wait(120)
+        subprocess.run(["bash", str(LAB / "start_host.sh"), "head", HOSTS["head"]], check=True)
+        subprocess.run(["bash", str(LAB / "start_host.sh"), "worker1", HOSTS["worker1"]], check=True)
+        facts["up_again"] = ray("up", "--no-config-cache", CONFIG, log="up_again.log")
+        run = execute(AGAIN, "resumed_again.log")
+        goes_on("the loss of the head")
         facts["nodes"] = subprocess.run(
             [RAY, "exec", CONFIG, "~/venv/bin/python -m distributed.doctor --address auto --json"],
             capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120,
-        ).stdout if (PROJECT / "distributed" / "doctor.py").exists() else ""  # fmt: skip
-        subprocess.run(
-            [RAY, "exec", CONFIG, "pkill -INT -f 'm distributed.[r]un'"], stdin=subprocess.DEVNULL, timeout=120
-        )
-        facts["run"] = run.wait(120)
+        ).stdout  # fmt: skip
+        facts["run"] = interrupt(run)
     finally:
         run.kill()
-        folder = host_file("head", "/root/sequence-flows/runs/lab")
-        if folder.exists():
-            shutil.copytree(folder, RESULTS / "lab", dirs_exist_ok=True)
+        shutil.copytree(DISK / "runs", RESULTS / "runs", dirs_exist_ok=True)
+        home = Path(f"/proc/{host_pid('head')}/root/root")
         for name in ("mlflow.log", "mlflow.db", "mlflow.db-wal"):
-            if host_file("head", f"/root/{name}").exists():
-                shutil.copy(host_file("head", f"/root/{name}"), RESULTS / name)
-    facts["fetched"] = ray("rsync-down", CONFIG, "/root/sequence-flows/runs/lab/", "/tmp/fetched/", log="rsync.log")
+            if (home / name).exists():
+                shutil.copy(home / name, RESULTS / name)
+    facts["fetched"] = ray("rsync-down", CONFIG, f"{FOLDER}/", "/tmp/fetched/", log="rsync.log")
     facts["fetched_files"] = sorted(path.name for path in Path("/tmp/fetched").glob("*"))
     facts["down"] = ray("down", CONFIG, log="down.log")
-    left = subprocess.run(["nsenter", "-t", (LAB / "head.pid").read_text().strip(), "-p", "-m", "ps", "ax"],
-                          capture_output=True, text=True).stdout  # fmt: skip
-    facts["left"] = [line for line in left.splitlines() if "raylet" in line or "gcs_server" in line]
+    facts["left"] = [" ".join(p.info["cmdline"]) for part in ("raylet", "gcs_server") for p in processes(part)]
     (RESULTS / "facts.json").write_text(json.dumps(facts))
 
 
