@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from distributed.backend import RunFailed
 from distributed.config import ConfigError, ExperimentConfig
+from distributed.run_folder import submitted_job
 
 logger = logging.getLogger(__name__)
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
@@ -61,10 +62,9 @@ def _start_local(needed: float) -> None:
 
 
 def _attach(config: ExperimentConfig, needed: float) -> None:
-    modules = [importlib.import_module(package) for package in PACKAGES]
     try:
         _check_answers(config.run.address)
-        ray.init(address=config.run.address, logging_level=logging.WARNING, runtime_env={"py_modules": modules})
+        ray.init(address=config.run.address, logging_level=logging.WARNING, runtime_env={"py_modules": _py_modules()})
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise RunFailed(
             f"run.address {config.run.address}: no Ray cluster answered ({error}). Is it running, and is its token in "
@@ -77,6 +77,15 @@ def _attach(config: ExperimentConfig, needed: float) -> None:
             f"actors.num_rollout_actors: {config.actors.num_rollout_actors} actors of {config.actors.num_cpus:g} CPUs and a "
             f"learner of {config.actors.learner_num_cpus:g} need {needed:g} CPUs; the cluster has {have:g}"
         )
+
+
+def _py_modules() -> list[str]:
+    """Our packages, which workers may lack, after those that a submitted job (`ray job submit`) brings itself."""
+    brought = (submitted_job() or {}).get("py_modules", [])
+    if brought:
+        os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # this list instead of the job's; its other settings stay
+    # folders, not modules: Ray copies what it merges with a job's settings
+    return [*brought, *(str(Path(importlib.import_module(name).__file__ or "").parent) for name in PACKAGES)]
 
 
 def _check_answers(address: str | None) -> None:

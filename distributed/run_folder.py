@@ -14,6 +14,11 @@ from typing import Any
 from distributed.checkpoints import CheckpointStore
 from distributed.config import ConfigError, ExperimentConfig, load_config
 
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where Ray tells a submitted job its settings."""
+UNPACKED = "working_dir_files"
+"""Folder of Ray's into which it unpacks the working directories of jobs."""
+
 
 class RunFolder:
     """Paths and files of one run."""
@@ -100,9 +105,20 @@ class RunFolder:
             return {}
 
 
+def submitted_job() -> dict[str, Any] | None:
+    """The runtime environment of the job that `ray job submit` started this process for; None: there is no such job."""
+    text = os.environ.get(JOB_CONFIG)
+    return None if text is None else json.loads(text).get("runtime_env") or {}
+
+
 @contextmanager
 def making(path: Path) -> Iterator[None]:
-    """Make the folder of a run or a sweep, and write into it; raises ConfigError if it exists or cannot be written."""
+    """Make the folder of a run or a sweep, and write into it; raises ConfigError if it exists, or could not be kept."""
+    if submitted_job() is not None and UNPACKED in path.absolute().parts:
+        raise ConfigError(
+            f"run.output_folder: {path.parent} is in the folder that Ray unpacked for this job, and deletes after it; "
+            "give an absolute path"
+        )
     try:
         path.mkdir(parents=True)
         yield
