@@ -1,5 +1,6 @@
 """The folder of a run: resolved config, metrics, checkpoints, plots, summary."""
 
+import errno
 import fcntl
 import json
 import math
@@ -73,9 +74,16 @@ class RunFolder:
             yield
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl; raises OSError."""
-        with open(self.metrics_file, "a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add a line to metrics.jsonl, whole or not at all; raises OSError."""
+        with open(self.metrics_file, "ab", buffering=0) as file:
+            size, line = file.tell(), json.dumps(record).encode() + b"\n"
+            try:
+                written = file.write(line)
+                if written < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.metrics_file))
+            except OSError:
+                file.truncate(size)
+                raise
 
     def read_metrics(self) -> Iterator[dict[str, Any]]:
         """The records of metrics.jsonl; a line cut short by a crash is passed over."""

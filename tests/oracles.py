@@ -76,3 +76,10 @@ def hangs_in_one_actor(sequences: list[str]) -> list[float]:
     if file.read_text() == str(os.getppid()):
         time.sleep(600)
     return count_b(sequences)
+
+
+def hangs_on_worker1(sequences: list[str]) -> list[float]:
+    """Hangs on one host of the lab."""
+    if os.uname().nodename == "worker1":
+        time.sleep(600)
+    return [1.0] * len(sequences)

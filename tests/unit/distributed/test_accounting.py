@@ -1,6 +1,8 @@
 """Counters, seeds, checkpoints and the run folder."""
 
 import json
+import resource
+import signal
 
 import pytest
 from hypothesis import given
@@ -105,6 +107,23 @@ def test_metrics_survive_a_line_cut_short(tmp_path):
     folder.forget_metrics_after(2)
     folder.append_metrics({"step": 3})
     assert [record["step"] for record in folder.read_metrics()] == [1, 2, 3]
+
+
+def test_a_full_disk_cuts_no_line_short(tmp_path):
+    """The disk is full after 40 bytes, then there is room again."""
+    folder = RunFolder(tmp_path)
+    folder.append_metrics({"step": 1, "loss": 0.5})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40, limits[1]))
+        with pytest.raises(OSError, match=r"No space left|File too large"):
+            folder.append_metrics({"step": 2, "loss": 0.25})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    folder.append_metrics({"step": 3, "loss": 0.125})
+    assert folder.metrics_file.read_text().splitlines() == ['{"step": 1, "loss": 0.5}', '{"step": 3, "loss": 0.125}']
 
 
 def test_run_folders_that_cannot_be_made(tmp_path, toy):
