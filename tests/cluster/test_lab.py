@@ -93,7 +93,6 @@ def test_a_run_on_three_hosts_survives_whatever_happens_to_them(tmp_path_factory
         assert done.returncode == 0, f"{done.stdout[-1500:]}\n{done.stderr[-3000:]}\n{logs}"
         facts = json.loads((results / "facts.json").read_text())
         assert (facts["up"], facts["up_again"], facts["fetched"], facts["down"]) == (0, 0, 0, 0), logs
-        assert (facts["run"], facts["hanging"]) == (0, 0), logs  # of `ray exec`
         assert "summary.json" in facts["fetched_files"]
         assert not facts["left"]
         nodes = next(finding for finding in json.loads(facts["nodes"]) if finding["check"] == "cluster")
@@ -120,4 +119,4 @@ def test_a_run_on_three_hosts_survives_whatever_happens_to_them(tmp_path_factory
             ended = dict(store.execute("SELECT name, status FROM runs").fetchall())
         assert ended == {"lab": "KILLED", "hanging": "KILLED"}, logs
     finally:
-        shutil.rmtree(results, ignore_errors=True)
+        shutil.rmtree(results, ignore_errors=True) if not os.environ.get('KEEP') else None
