@@ -211,7 +211,7 @@ def npy_oracle(config: NpyOracleConfig, environment: SequenceEnvironment) -> Loo
 
 def _load_array(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False, mmap_mode="r")  # a file that is shorter than it says is refused
+        array = np.load(path, allow_pickle=False)
     except Exception as error:  # numpy raises many types for damaged files
         raise OracleDataError(f"{path}: not a readable .npy array ({error})") from error
     if not isinstance(array, np.ndarray):

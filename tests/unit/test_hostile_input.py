@@ -355,7 +355,6 @@ def npy(shape: str, dtype: str = "'<f8'", rows: bytes = bytes(48)) -> bytes:
     ],
     ids=lambda value: value[8:90].decode("latin1").strip(),
 )  # fmt: skip
-@pytest.mark.filterwarnings("ignore:overflow encountered")
 def test_an_array_that_is_not_what_it_claims_is_refused(in_tmp_path, content):
     (in_tmp_path / "x.npy").write_bytes(content)
     np.save(in_tmp_path / "good.npy", np.ones((2, 3), int))
