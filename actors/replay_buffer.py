@@ -7,8 +7,7 @@ It stores intended and realised tokens, the raw score, and the log-prob of the *
 import io
 import json
 import os
-import zipfile
-import zlib
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,13 +16,12 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from actors.trajectories import TrajectoryBatch, concatenate, empty_batch
+from learner.checkpoint import check_archive
 from learner.configs import StrictConfig
 
 FORMAT_VERSION = 2
-_DAMAGE = (
-    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, AssertionError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-"""What reading a damaged archive may raise."""
+STATE_BYTES = 64 << 20
+"""Most room for what a saved buffer holds besides its trajectories."""
 
 
 class ReplayConfig(StrictConfig):
@@ -99,8 +97,9 @@ class TrajectoryRing:
 class ReplayBuffer:
     """Rings of online and of offline trajectories, deduplication of resent batches, sampling, statistics."""
 
-    def __init__(self, config: ReplayConfig, num_steps: int, *, seed: int):
-        self.config, self._num_steps = config, num_steps
+    def __init__(self, config: ReplayConfig, num_steps: int, *, seed: int, num_actions: int = 2**15):
+        """`num_steps`, `num_actions`: of the environment; saved trajectories with others are refused."""
+        self.config, self._num_steps, self._num_actions = config, num_steps, num_actions
         self._online = TrajectoryRing(config.capacity, num_steps)
         self._offline = TrajectoryRing(1, num_steps)
         self._rng = np.random.default_rng(seed)
@@ -215,18 +214,27 @@ class ReplayBuffer:
         Raises SavedBufferError if the file is missing, damaged or does not fit.
         """
         try:
+            check_archive(path, self._largest_file())
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-                saved = {name: file[name] for name in file.files}
-            state = json.loads(str(saved["state"]))
-            online, offline = _batch(saved, "online_"), _batch(saved, "offline_")
-            version = state["format_version"]
-        except _DAMAGE as error:
+                state = json.loads(str(file["state"]))
+                version = state["format_version"]
+                if version != FORMAT_VERSION:
+                    raise SavedBufferError(
+                        f"{path}: format version {version}, this program reads version {FORMAT_VERSION}"
+                    )
+                online, offline = _batch(file, "online_"), _batch(file, "offline_")
+            capacity = self.config.capacity
+            if online.tokens.shape[1] != self._num_steps or len(online) != min(state["num_added"], capacity):
+                raise SavedBufferError(f"{path}: was saved with another replay.capacity or environment.length")
+            self._check_rows(online)
+            self._check_rows(offline)
+            _check_counts(state["num_added"], state["num_duplicates"], *state["last_number"].values())
+            rng = np.random.default_rng(0)
+            rng.bit_generator.state = state["rng"]
+        except SavedBufferError:
+            raise
+        except Exception as error:  # numpy raises many types for damaged files
             raise SavedBufferError(f"{path}: damaged, cut short or not a saved replay buffer ({error})") from error
-        if version != FORMAT_VERSION:
-            raise SavedBufferError(f"{path}: format version {version}, this program reads version {FORMAT_VERSION}")
-        capacity = self.config.capacity
-        if online.tokens.shape[1] != self._num_steps or len(online) != min(state["num_added"], capacity):
-            raise SavedBufferError(f"{path}: was saved with another replay.capacity or environment.length")
         self._online = TrajectoryRing(capacity, self._num_steps)
         for name, array in online.arrays().items():
             self._online.arrays[name][: len(online)] = array
@@ -235,10 +243,42 @@ class ReplayBuffer:
         if len(offline):
             self.set_offline(offline)
         self.num_duplicates, self._last_number = state["num_duplicates"], state["last_number"]
-        self._rng.bit_generator.state = state["rng"]
+        self._rng = rng
+
+    def _largest_file(self) -> int:
+        rows = self.config.capacity + self.config.offline_size
+        return rows * trajectory_bytes(self._num_steps) + STATE_BYTES
+
+    def _check_rows(self, batch: TrajectoryBatch) -> None:
+        """Raises ValueError for arrays of another form, and for values that would lead outside of another array."""
+        for name, expected in empty_batch(self._num_steps).arrays().items():
+            array = getattr(batch, name)
+            if array.dtype != expected.dtype or array.shape[1:] != expected.shape[1:]:
+                raise ValueError(
+                    f"{name}: {array.dtype} {array.shape}; allowed: {expected.dtype} {expected.shape[1:]} a row"
+                )
+        for name, low, high in (
+            ("tokens", 0, self._num_actions - 1), ("actions", 0, self._num_actions - 1), ("num_steps", 1, self._num_steps),
+        ):  # fmt: skip
+            array = getattr(batch, name)
+            if len(batch) and not (low <= array.min() and array.max() <= high):
+                raise ValueError(f"{name}: from {array.min()} to {array.max()}; allowed: {low} to {high}")
+        if not (np.isfinite(batch.scores) & (batch.scores >= 0)).all():
+            raise ValueError("scores: allowed are finite numbers >= 0")
 
 
-def _batch(saved: dict[str, np.ndarray], prefix: str) -> TrajectoryBatch:
+def trajectory_bytes(num_steps: int) -> int:
+    """Memory of a stored trajectory."""
+    return sum(array.nbytes for array in empty_batch(num_steps, 1).arrays().values())
+
+
+def _check_counts(*counts: Any) -> None:
+    for count in counts:
+        if type(count) is not int or not 0 <= count < 2**63:
+            raise ValueError(f"got {str(count)[:40]!r}; allowed: a count")
+
+
+def _batch(saved: Mapping[str, np.ndarray], prefix: str) -> TrajectoryBatch:
     return TrajectoryBatch(**{field.name: saved[prefix + field.name] for field in fields(TrajectoryBatch)})
 
 

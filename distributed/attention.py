@@ -2,6 +2,7 @@
 
 One panel for each layer and head; a row is a position, and shows how much it reads of the beginning (^) and of each
 earlier token. With a thought context, the second stream is drawn too; it reads the intended sequence.
+Open only checkpoints you trust: they name the oracle, which is run.
 """
 
 import argparse

@@ -99,8 +99,12 @@ class Accounting:
         return state | {"num_lost": self.num_lost + self.num_in_flight, "cpu_seconds": self.cpu_seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`."""
-        for name, value in state.items():
+        """Continue from a `state_dict`; raises ValueError for what is none."""
+        for name in self.state_dict():
+            value = state.get(name)
+            kinds = (int, float) if name == "cpu_seconds" else (int,)
+            if not isinstance(value, kinds) or isinstance(value, bool) or not abs(value) < 2**63:
+                raise ValueError(f"{name}: got {str(value)[:40]!r}; allowed: a finite number")
             setattr(self, name, value)
 
     def set_stored(self, num_stored: int) -> None:

@@ -2,19 +2,22 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
+import numpy as np
 
-from distributed.config import ConfigError, ExperimentConfig, validate
+from distributed.backend import Accounting
+from distributed.config import ExperimentConfig, parse_yaml, read_limited, shortened, validate
 from learner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from learner.gflownet import EvaluationWeights, GFlowNetLearner
+from learner.gflownet import EvaluationWeights, GFlowNetLearner, check_step
 
 LEARNER_FILE, BUFFER_FILE, STATE_FILE = "learner.pt", "replay_buffer.npz", "state.json"
 NUM_KEPT = 2
+MAX_STATE_BYTES = 1_000_000
 
 
 class CheckpointStore:
@@ -61,11 +64,19 @@ class CheckpointStore:
 def load_state(checkpoint: Path) -> dict[str, Any]:
     """What `write` put beside learner and buffer; raises CheckpointError."""
     try:
-        state = json.loads((checkpoint / STATE_FILE).read_text())
-    except (OSError, ValueError) as error:
+        state = json.loads(read_limited(checkpoint / STATE_FILE, MAX_STATE_BYTES))
+        if not isinstance(state, dict):
+            raise ValueError("not a mapping")
+        check_step(state["step"])
+        if not 0 <= state["wall_seconds"] < 2**53:
+            raise ValueError("wall_seconds: allowed are finite numbers >= 0")
+        Accounting().load_state_dict(state["backend"]["accounting"])
+        if not re.fullmatch(r"[A-Za-z0-9_/-]{1,200}", state["run_key"]):
+            raise ValueError(f"run_key: got {shortened(repr(state['run_key']))}; allowed: letters, digits, _, / and -")
+    except KeyError as error:
+        raise CheckpointError(f"{checkpoint / STATE_FILE}: damaged (has no {error})") from error
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{checkpoint / STATE_FILE}: missing or damaged ({error})") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{checkpoint / STATE_FILE}: not a mapping")
     return state
 
 
@@ -78,7 +89,7 @@ def restore_learner(learner: GFlowNetLearner, folder: Path) -> None:
     """Continue from the learner saved in `folder`; raises CheckpointError if it does not fit."""
     try:
         learner.load_state_dict(load_checkpoint(folder / LEARNER_FILE)["learner"])
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{folder / LEARNER_FILE}: does not fit this configuration ({error})") from error
 
 
@@ -106,9 +117,13 @@ def load_sampler(path: Path) -> tuple[ExperimentConfig, EvaluationWeights]:
 def _read_sampler(file: Path) -> tuple[ExperimentConfig, EvaluationWeights]:
     saved = load_checkpoint(file)
     try:
-        config = validate(yaml.safe_load(saved["config"]))
+        config = validate(parse_yaml(saved["config"], "config"))
         state = saved["learner"]
-        weights = EvaluationWeights(int(state["step"]), state["averaged"].numpy(), state["dynamics"].numpy())
-    except (KeyError, TypeError, AttributeError, ConfigError, yaml.YAMLError) as error:
+        check_step(state["step"])
+        weights = EvaluationWeights(state["step"], state["averaged"].numpy(), state["dynamics"].numpy())
+        for vector in weights[1:]:
+            if vector.dtype != np.float32 or vector.ndim != 1 or not np.isfinite(vector).all():
+                raise ValueError("weights are not a list of finite numbers")
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{file}: its content is not that of a checkpoint ({error})") from error
     return config, weights

@@ -51,6 +51,7 @@ ZERO_IS_BEST = {"log_z_error"}
 LOGARITHMIC = {"loss", "excess_kl", "sampled_reverse_kl"}
 NOISE = ("run.name", "run.output_folder", "tracking.")
 """Parameters that the table leaves out, though they differ."""
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 MAX_PANELS, MAX_LEGEND, MAX_PARAMETERS = 4, 12, 8
 
 
@@ -210,8 +211,19 @@ def write_csv(runs: "Sequence[Run]", metrics: Sequence[str], path: Path) -> None
         writer = csv.writer(file)
         writer.writerow(["run_id", "name", "status", *parameters, *names])
         for run in runs:
-            values = [run.data.params.get(key, "") for key in parameters] + [figure_of(run, name) for name in names]
-            writer.writerow([run.info.run_id, run.info.run_name, run.info.status, *values])
+            values = [_cell(run.data.params.get(key, "")) for key in parameters] + [
+                figure_of(run, name) for name in names
+            ]
+            writer.writerow([run.info.run_id, _cell(run.info.run_name or ""), run.info.status, *values])
+
+
+def _cell(text: str) -> str:
+    """`text` from a store that others write to, so that no spreadsheet takes it for a formula."""
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+    return text
 
 
 def plot_curves(

@@ -26,7 +26,12 @@ from learner.rewards import RewardConfig
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "tune_configs" / "tfbind8.yaml"
 DEFAULT_NAMES = {"oracle": "tfbind8", "network": "mlp"}
 MAX_CONFIG_BYTES = 1_000_000
-
+MAX_DEPTH = 50
+"""Mappings and lists of a config within each other."""
+MAX_DIGITS = 100
+"""Characters of an integer, which may be binary."""
+MAX_FAULTS, MAX_SHOWN = 20, 200
+"""Faults that a message names, and characters of a faulty value that it repeats."""
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -52,6 +57,14 @@ class RunConfig(StrictConfig):
     """Wall time after which the run ends cleanly even if steps are left; null: no limit."""
     output_folder: Path = Path("runs")
     """Where run folders are made."""
+
+    @field_validator("output_folder")
+    @classmethod
+    def _printable(cls, value: Path) -> Path:
+        if not str(value).isprintable():
+            raise ValueError("allowed: a path of printable characters")
+        return value
+
     save_every_seconds: float = Field(30.0, gt=0)
     """Interval between checkpoints of learner and buffer: the most that a crash can cost."""
 
@@ -138,12 +151,10 @@ def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Experi
 def read_yaml(path: Path, *, sections: bool = True) -> dict[str, Any]:
     """The mapping in a YAML file, of sections unless told otherwise, read safely; raises ConfigError."""
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, which no config is")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_limited(path, MAX_CONFIG_BYTES)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
-    content = _parse_yaml(text, str(path))
+    content = parse_yaml(text, str(path))
     if content is None:
         return {}
     if not isinstance(content, dict) or (sections and not all(isinstance(v, dict) for v in content.values())):
@@ -151,11 +162,61 @@ def read_yaml(path: Path, *, sections: bool = True) -> dict[str, Any]:
     return content
 
 
-def _parse_yaml(text: str, where: str) -> Any:
+def read_limited(path: Path, limit: int) -> str:
+    """The text of a file; raises OSError, or ValueError if it has more than `limit` bytes or is no UTF-8."""
+    with open(path, "rb") as file:
+        content = file.read(limit + 1)  # of a device there is no size to be asked for
+    if len(content) > limit:
+        raise ValueError(f"larger than {limit:,} bytes")
+    return content.decode("utf-8")
+
+
+class _ConfigLoader(yaml.SafeLoader):
+    """Reads plain values only, with nothing that grows beyond its text or that is lost in silence."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        place = self.peek_event().start_mark
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*) are not allowed: write the value again", place)
+        if self.depth == MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"at most {MAX_DEPTH} levels are allowed", place)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = self.construct_object(key_node)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a text", key_node.start_mark)
+            if key in mapping:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is there twice", key_node.start_mark)
+            mapping[key] = self.construct_object(value_node, deep=True)
+        return mapping
+
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        number = super().construct_yaml_int(node) if len(node.value) <= MAX_DIGITS else 2**63
+        if abs(number) >= 2**63:
+            raise yaml.constructor.ConstructorError(None, None, "allowed are integers of 64 bits", node.start_mark)
+        return number
+
+
+_ConfigLoader.add_constructor("tag:yaml.org,2002:int", _ConfigLoader.construct_integer)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text, read safely; raises ConfigError naming `where`."""
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{where}: larger than {MAX_CONFIG_BYTES:,} bytes")
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+        return _ConfigLoader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).replace(' in "<unicode string>",', " at").split())
+        raise ConfigError(f"{where}: not valid YAML ({reason})") from error
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -163,7 +224,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]
 
     Choosing another `name` of the sections oracle and network discards what the file says of the old one.
     """
-    parsed = {key: _parse_yaml(text, f"--{key}") for key, text in overrides}
+    parsed = {key: parse_yaml(text, f"--{key}") for key, text in overrides}
     return apply_values(values, parsed)
 
 
@@ -196,13 +257,16 @@ def validate_section(model: type[Section], name: str, values: Any) -> Section:
         return model.model_validate(values)
     except ValidationError as error:
         prefix = f"{name}." if name else ""
-        faults = "\n".join(prefix + _explain(fault, values, model) for fault in error.errors())
+        found = error.errors()
+        faults = "\n".join(prefix + _explain(fault, values, model) for fault in found[:MAX_FAULTS])
+        if len(found) > MAX_FAULTS:
+            faults += f"\nand {len(found) - MAX_FAULTS:,} more"
         raise ConfigError(without_credentials(faults)) from error
 
 
 def without_credentials(text: str) -> str:
     """`text` with the user part of every address in it masked, and values of its query that look like secrets."""
-    text = re.sub(r"://([^/\s'\"]*|[^/@\s'\"]*:[^\s'\"]*)@", "://***@", text)
+    text = re.sub(r"://([^/\s]*|[^/@\s]*:[^\s]*)@", "://***@", text)
     return re.sub(r"(?i)([?&][a-z_-]*(?:password|passwd|token|secret|key)=)[^&\s'\"]+", r"\1***", text)
 
 
@@ -211,20 +275,25 @@ def _explain(fault: ErrorDetails, values: dict[str, Any], model: type[BaseModel]
     for number in range(len(location) - 1, 0, -1):
         if location[number - 1] in DEFAULT_NAMES:
             location.pop(number)  # the tag of the union is not part of the key
-    key = ".".join(part for part in location if "[" not in part)  # nor are the members of a union of types
+    key = ".".join(shortened(part) for part in location if "[" not in part)  # nor are the members of a union of types
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
         section = _section_model(location[:-1], values, model)
         return f"{key}: unknown key; allowed: {', '.join(section.model_fields) if section else 'see --help'}"
     if fault["type"] == "union_tag_invalid":
-        return f"{key}.name: got {fault['ctx']['tag']!r}; allowed: {fault['ctx']['expected_tags']}"
+        return f"{key}.name: got {shortened(repr(fault['ctx']['tag']))}; allowed: {fault['ctx']['expected_tags']}"
     if fault["type"] == "union_tag_not_found":
         return f"{key}.name: missing or null; allowed: a name"
     if fault["type"] == "missing":
         return f"{key}: missing; it has no default"
     if fault["type"] == "value_error" and isinstance(fault["input"], dict):
         return f"{key}: {message}" if key else message
-    return f"{key}: got {fault['input']!r}; {message[:1].lower()}{message[1:]}"
+    return f"{key}: got {shortened(repr(fault['input']))}; {message[:1].lower()}{message[1:]}"
+
+
+def shortened(text: str) -> str:
+    """`text`, of a long one both ends."""
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN // 2]} … {text[-MAX_SHOWN // 2 :]}"
 
 
 def _section_model(location: list[str], values: dict[str, Any], model: type[BaseModel]) -> type[BaseModel] | None:

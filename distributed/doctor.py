@@ -24,6 +24,7 @@ from distributed import cli
 from distributed.config import ConfigError, ExperimentConfig, validate, without_credentials
 from distributed.mlflow_store import cause_of, check_files, connect_client, tracking_uri
 from distributed.progress import results_console
+from distributed.ray_token import token_file
 
 GIB = 2**30
 MIN_DISK, MIN_MEMORY, MIN_SHARED = 5 * GIB, 4 * GIB, 1 * GIB
@@ -85,7 +86,7 @@ def check_ray() -> Iterator[Finding]:
             "Ray token", "wrong", f"RAY_AUTH_MODE={mode}", "unset it: without a token anybody may run code here"
         )
         return
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    path = token_file()
     if os.environ.get("RAY_AUTH_TOKEN"):
         yield Finding("Ray token", "ok", "in RAY_AUTH_TOKEN")
     elif not path.is_file():

@@ -12,7 +12,7 @@ from distributed import cli
 from distributed.checkpoints import load_sampler
 from distributed.config import ConfigError, ExperimentConfig, apply_overrides, validate
 from distributed.evaluation import Evaluator
-from distributed.experiment import make_environment, make_oracle
+from distributed.experiment import check_memory, make_environment, make_oracle
 from distributed.progress import configure_logging, print_summary
 from distributed.run_folder import to_json
 from learner.checkpoint import CheckpointError
@@ -49,6 +49,7 @@ def open_sampler(path: Path, overrides: list[tuple[str, str]]) -> tuple[Evaluato
     try:
         config, weights = load_sampler(path)
         config = override(config, overrides)
+        check_memory(config, training=False)
         environment = make_environment(config)
         evaluator = Evaluator(config, environment, make_oracle(config, environment))
         evaluator.load(weights)

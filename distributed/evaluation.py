@@ -11,7 +11,7 @@ from actors.oracles.base import Oracle, valid_log_rewards, valid_scores
 from actors.rollout import draw_trajectories
 from actors.trajectories import TrajectoryBatch
 from distributed.config import ConfigError, ExperimentConfig
-from distributed.experiment import derive_seed, make_policy
+from distributed.experiment import derive_seed, make_policy, need_enumeration
 from learner import exact, sampled
 from learner.dynamics import DynamicsModel
 from learner.flat import FlatParameters
@@ -19,6 +19,10 @@ from learner.gflownet import EvaluationWeights
 from learner.metrics import novelty, sample_metrics
 
 MAX_KMERS = 1_000_000
+
+
+def _shown(size: int) -> str:
+    return f"{size:,}" if size < 10**15 else f"about 10^{size.bit_length() * 0.30103:.0f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +81,13 @@ class Evaluator:
         fits = size <= evaluation.max_sequences
         if evaluation.exact == "always" and not fits:
             raise ConfigError(
-                f"evaluation.exact: got 'always', but the space has {size:,} sequences; allowed: up to "
+                f"evaluation.exact: got 'always', but the space has {_shown(size)} sequences; allowed: up to "
                 f"evaluation.max_sequences = {evaluation.max_sequences:,}"
             )
         return fits and (evaluation.exact == "always" or (evaluation.exact == "auto" and self.oracle.enumerable))
 
     def _enumerate_target(self) -> None:
+        need_enumeration(self.environment)
         space = self.environment.space
         self.scores = self.oracle.score(*space.enumerate())
         valid = valid_scores(self.scores)

@@ -1,21 +1,25 @@
 """From a configuration to its parts: the same builders serve the driver, every actor and the serial backend."""
 
 import logging
+import os
 import zlib
 
 import numpy as np
+import torch
 
 from actors.environments.sequence import SequenceEnvironment, SequenceError
 from actors.oracles.base import Oracle, OracleDataError
 from actors.oracles.registry import build_oracle
 from actors.oracles.table import read_sequences
-from actors.replay_buffer import ReplayBuffer
+from actors.replay_buffer import ReplayBuffer, trajectory_bytes
 from actors.rollout import RolloutWorker
-from distributed.config import ExperimentConfig
+from distributed.config import ConfigError, ExperimentConfig
+from learner.dynamics import DynamicsModel
 from learner.gflownet import GFlowNetLearner
 from learner.policy import Policy
 
 logger = logging.getLogger(__name__)
+GIB = 2**30
 
 
 def derive_seed(seed: int, role: str, index: int = 0, incarnation: int = 0) -> int:
@@ -63,7 +67,43 @@ def make_rollout_worker(config: ExperimentConfig, index: int, incarnation: int =
 
 def make_replay_buffer(config: ExperimentConfig) -> ReplayBuffer:
     """An empty replay buffer."""
-    return ReplayBuffer(config.replay, config.environment.length, seed=derive_seed(config.run.seed, "replay"))
+    num_actions = len(config.environment.alphabet) + config.environment.variable_length
+    seed = derive_seed(config.run.seed, "replay")
+    return ReplayBuffer(config.replay, config.environment.length, seed=seed, num_actions=num_actions)
+
+
+def check_memory(config: ExperimentConfig, *, training: bool) -> None:
+    """Raises ConfigError for sizes that this machine cannot hold, before anything is allocated."""
+    environment, length = make_environment(config), config.environment.length
+    space = environment.space
+    with torch.device("meta"):
+        networks = [make_policy(config, environment), DynamicsModel(space, config.dynamics.network)]
+    num_parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
+    copies = 5 if training else 2  # weights, gradient, average and two moments
+    need_memory("network.hidden_size and the like", f"{num_parameters:,} parameters", 4 * copies * num_parameters)
+    row = trajectory_bytes(length)
+    need_memory("evaluation.num_samples", f"samples of length {length}", config.evaluation.num_samples * row)
+    if training:
+        need_memory("replay.capacity", f"trajectories of length {length}", config.replay.capacity * row)
+        need_memory("actors.batch_size", f"trajectories of length {length}", config.actors.batch_size * row)
+        policies = 4 * length * space.num_actions
+        need_memory("learner.batch_size", "the policy's outputs", config.learner.batch_size * policies)
+        need_memory(
+            "dynamics.batch_size", "the model's outputs", config.dynamics.batch_size * policies * space.num_actions
+        )
+
+
+def need_memory(key: str, what: str, num_bytes: int) -> None:
+    """Raises ConfigError naming `key` if this machine has less memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if num_bytes > memory:
+        raise ConfigError(f"{key}: {what} need {num_bytes / GIB:,.1f} GiB; this machine has {memory / GIB:,.1f} GiB")
+
+
+def need_enumeration(environment: SequenceEnvironment) -> None:
+    """Raises ConfigError if this machine cannot hold all sequences and a few numbers for each."""
+    size = environment.space.num_sequences
+    need_memory("evaluation.max_sequences", f"{size:,} sequences", size * (2 * environment.space.max_length + 50))
 
 
 def num_dynamics_trajectories(config: ExperimentConfig, num_fresh: int) -> int:
@@ -93,6 +133,7 @@ def offline_sequences(
             raise OracleDataError(
                 "replay.offline_source lower_half needs an oracle that is a table of an enumerable space"
             )
+        need_enumeration(environment)
         tokens, lengths = environment.space.enumerate()
         scores = oracle.score(tokens, lengths)
         lower = np.isfinite(scores) & (scores <= np.nanmedian(scores))

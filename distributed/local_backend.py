@@ -7,8 +7,8 @@ from typing import Any
 from actors.replay_buffer import ReplayBuffer
 from actors.rollout import RolloutWorker
 from actors.trajectories import TrajectoryBatch, mix
-from distributed.backend import Accounting, StepResult
-from distributed.checkpoints import BUFFER_FILE, load_state, restore_learner, save_learner
+from distributed.backend import Accounting, RunFailed, StepResult
+from distributed.checkpoints import BUFFER_FILE, STATE_FILE, load_state, restore_learner, save_learner
 from distributed.config import ExperimentConfig
 from distributed.experiment import (
     make_learner,
@@ -45,8 +45,11 @@ class SerialBackend:
             self.buffer.load(checkpoint / BUFFER_FILE)
             state = load_state(checkpoint)["backend"]
             self.accounting.load_state_dict(state["accounting"])
-            self.worker.load_state_dict(state["worker"])
-            self._number = state["number"]
+            try:
+                self.worker.load_state_dict(state["worker"])
+                self._number = int(state["number"])
+            except (LookupError, TypeError, ValueError, OverflowError) as error:
+                raise RunFailed(f"{checkpoint / STATE_FILE}: damaged ({error})") from error
         self._earlier_cpu_seconds = self.accounting.cpu_seconds - time.process_time()
 
     def step(self) -> StepResult | None:

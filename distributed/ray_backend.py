@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 
 from actors.rollout import RolloutReport
 from distributed.backend import Accounting, RunFailed, StepResult
-from distributed.checkpoints import CheckpointStore, load_state
+from distributed.checkpoints import STATE_FILE, CheckpointStore, load_state
 from distributed.config import ExperimentConfig
 from distributed.experiment import make_environment, make_oracle, num_dynamics_trajectories, offline_sequences
 from distributed.ray_actors import RemoteLearnerActor, RemoteReplayBufferActor
@@ -62,6 +62,8 @@ class RayBackend:
         if checkpoint is not None:
             state = load_state(checkpoint)["backend"]
             self.accounting.load_state_dict(state["accounting"])
+            if type(state.get("session")) is not int:
+                raise RunFailed(f"{checkpoint / STATE_FILE}: damaged (session: allowed is a whole number)")
             self._session = state["session"] + 1
         self._earlier_cpu_seconds = self.accounting.cpu_seconds
         first = self._session * MAX_INCARNATIONS

@@ -8,16 +8,22 @@ import socket
 from pathlib import Path
 
 import ray
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,  # Ray calls it itself only for address auto
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from distributed.backend import RunFailed
 from distributed.config import ConfigError, ExperimentConfig
+from distributed.ray_token import described_token, hide_token_folder, protect_token, token_file
 from distributed.run_folder import submitted_job
 
 logger = logging.getLogger(__name__)
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 DRIVER_BUNDLE, LEARNER_BUNDLE = 0, 1
 """Of a trial's reservation; the rollout actors have the others."""
+GCS_METHOD = "/ray.rpc.NodeInfoGcsService/GetClusterId"
+"""What every client of a cluster calls first."""
 PACKAGES = ("learner", "actors", "distributed")
 
 
@@ -53,22 +59,33 @@ def _start_local(needed: float) -> None:
     cpus = os.cpu_count() or 1
     if needed > cpus:
         logger.info("the actors reserve %g CPUs, this machine has %d: they will share", needed, cpus)
+    hide_token_folder()
     ray.init(
         address="local",
         num_cpus=max(cpus, math.ceil(needed)),
         include_dashboard=False,
         logging_level=logging.WARNING,
     )
+    protect_token()
 
 
 def _attach(config: ExperimentConfig, needed: float) -> None:
+    asks_for_token = False
     try:
         _check_answers(config.run.address)
+        asks_for_token = _asks_for_token(config.run.address)
+        if asks_for_token and not maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
+            raise ConnectionError("it asks for a token")
         ray.init(address=config.run.address, logging_level=logging.WARNING, runtime_env={"py_modules": _py_modules()})
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        if asks_for_token:
+            raise RunFailed(
+                f"run.address {config.run.address}: the Ray cluster refused {described_token()}. Copy ~/.ray/auth_token of its "
+                f"head node to {token_file()} on this machine (see README, 'A cluster')"
+            ) from error
         raise RunFailed(
             f"run.address {config.run.address}: no Ray cluster answered ({error}). Is it running, and is its token in "
-            "~/.ray/auth_token on this machine (see README, 'Cluster')?"
+            "~/.ray/auth_token on this machine (see README, 'A cluster')?"
         ) from error
     have = ray.cluster_resources().get("CPU", 0.0)
     if needed > have:
@@ -93,6 +110,18 @@ def _check_answers(address: str | None) -> None:
     host, colon, port = (address or "").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _asks_for_token(address: str | None) -> bool:
+    """Whether a Ray cluster at HOST:PORT turns away a call without a token."""
+    import grpc
+
+    try:
+        with grpc.insecure_channel(address or "") as channel:
+            channel.unary_unary(GCS_METHOD)(b"", timeout=10)
+    except grpc.RpcError as error:
+        return error.code() == grpc.StatusCode.UNAUTHENTICATED
+    return False
 
 
 def beside_driver(bundle: int) -> NodeAffinitySchedulingStrategy | PlacementGroupSchedulingStrategy:

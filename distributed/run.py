@@ -1,6 +1,7 @@
 """Train a sampler:  python -m distributed.run [CONFIG.yaml] [--section.key value …] [--resume RUN_DIR]
 
 Without a config, the default task: stochastic GFlowNet on measured DNA binding (TFBind8). Leaves a folder runs/<name>/.
+Resume only runs you trust: their config names the oracle, and a function is imported and run.
 """
 
 import argparse
@@ -16,7 +17,14 @@ from distributed.backend import Backend
 from distributed.checkpoints import BUFFER_FILE, load_state, restore_learner
 from distributed.config import DEFAULT_CONFIG, ConfigError, ExperimentConfig, load_config
 from distributed.evaluation import Evaluator
-from distributed.experiment import make_environment, make_learner, make_oracle, make_replay_buffer, offline_sequences
+from distributed.experiment import (
+    check_memory,
+    make_environment,
+    make_learner,
+    make_oracle,
+    make_replay_buffer,
+    offline_sequences,
+)
 from distributed.progress import configure_logging, print_summary
 from distributed.run_folder import RunFolder, default_name
 from distributed.training_loop import DONE, INTERRUPTED, Hooks, TrainingLoop
@@ -95,6 +103,7 @@ def train_in_folder(
 def prepare(config: ExperimentConfig, environment: SequenceEnvironment, *, resumed: bool) -> Evaluator:
     """Load the oracle and enumerate the target; whatever is wrong with data or sizes is a ConfigError now."""
     try:
+        check_memory(config, training=True)
         if config.run.backend == "serial":
             resolve_device(config.learner.device)
         oracle = make_oracle(config, environment)
@@ -119,6 +128,7 @@ def make_backend(config: ExperimentConfig, folder: RunFolder) -> Backend:
 def newest_readable(folder: RunFolder, config: ExperimentConfig) -> tuple[Path, dict[str, Any]]:
     """The newest checkpoint that `config` can go on from, and its state; raises ConfigError if there is none."""
     try:
+        check_memory(config, training=True)
         learner = make_learner(
             config.model_copy(update={"learner": config.learner.model_copy(update={"device": "cpu"})})
         )

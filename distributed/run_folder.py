@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from distributed.checkpoints import CheckpointStore
-from distributed.config import ConfigError, ExperimentConfig, load_config
+from distributed.config import ConfigError, ExperimentConfig, load_config, read_limited
+
+MAX_SUMMARY_BYTES = 1_000_000
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Where Ray tells a submitted job its settings."""
@@ -35,12 +37,19 @@ class RunFolder:
         """A new folder with the resolved config; raises ConfigError if it exists or cannot be made."""
         assert config.run.name is not None
         folder = cls(config.run.output_folder / config.run.name)
-        if folder.config_file.exists() and not folder.checkpoints.newest_first() and not folder.metrics_file.exists():
-            shutil.rmtree(folder.path)  # left by a run that could not start
+        if folder._never_began():
+            shutil.rmtree(folder.path)
         with making(folder.path):
             folder.plots.mkdir()
             folder.write_config(config)
         return folder
+
+    def _never_began(self) -> bool:
+        """Whether this folder holds what a run that could not start leaves, and nothing else."""
+        if self.path.is_symlink() or not (self.config_file.is_file() and self.plots.is_dir()):
+            return False
+        own = {self.path / "lock", self.config_file, self.summary_file, self.plots, self.checkpoints.folder}
+        return set(self.path.rglob("*")) <= own
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -86,15 +95,17 @@ class RunFolder:
                 raise
 
     def read_metrics(self) -> Iterator[dict[str, Any]]:
-        """The records of metrics.jsonl; a line cut short by a crash is passed over."""
+        """The records of metrics.jsonl; a line cut short by a crash, or damaged otherwise, is passed over."""
         if not self.metrics_file.exists():
             return
-        with open(self.metrics_file) as file:
+        with open(self.metrics_file, errors="replace") as file:
             for line in file:
                 try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
+                    record = json.loads(line)
+                except (ValueError, RecursionError):
                     continue
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    yield {name: value for name, value in record.items() if isinstance(value, (int, float))}
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the records of steps that a resumed run takes again."""
@@ -108,9 +119,10 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any]:
         """The final figures; empty if there are none, or they were cut short."""
         try:
-            return dict(json.loads(self.summary_file.read_text()))
-        except (OSError, ValueError):
+            summary = json.loads(read_limited(self.summary_file, MAX_SUMMARY_BYTES))
+        except (OSError, ValueError, RecursionError):
             return {}
+        return summary if isinstance(summary, dict) else {}
 
 
 def submitted_job() -> dict[str, Any] | None:

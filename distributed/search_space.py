@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from distributed.config import ConfigError, apply_values, validate
 from learner.configs import StrictConfig
 
+MAX_POINTS = 100_000
 Pair = tuple[float, float]
 Step = Annotated[float, Field(gt=0)]
 
@@ -153,6 +154,9 @@ def draw_points(base: dict[str, Any], space: Space, num_samples: int, rng: np.ra
     """
     grids = {key: domain.values for key, domain in space.items() if domain.kind == "grid"}
     points: list[dict[str, Any]] = []
+    number = num_samples * math.prod(len(values) for values in grids.values())
+    if number > MAX_POINTS:
+        raise ConfigError(f"sweep.space: {number:,} points; allowed: up to {MAX_POINTS:,}")
     for _ in range(num_samples):
         drawn = {key: domain.draw(rng) for key, domain in space.items() if key not in grids}
         for values in itertools.product(*grids.values()):

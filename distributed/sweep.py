@@ -2,7 +2,7 @@
 
 Every trial is a run with learner, buffer and rollout actors of its own. Leaves a folder with a run folder for each trial,
 results.csv, points.csv, a plot, and best.yaml, the best point ready to run. Ctrl-C ends cleanly; --resume goes on, also
-after a crash.
+after a crash. Resume only sweeps of your own: Ray Tune keeps its state as pickles.
 """
 
 import argparse

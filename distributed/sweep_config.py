@@ -153,6 +153,11 @@ def load_sweep(folder: Path) -> Sweep:
         raise ConfigError(f"{folder}: not the folder of a sweep (it has no {SWEEP_FILE})")
     values = read_yaml(file, sections=False)
     try:
+        for key in ("key", "name", "metric", "mlflow_uri", "working_directory"):
+            if not isinstance(values[key], str) or not values[key].isprintable():
+                raise TypeError(f"{key}: allowed is a text")
+        if not isinstance(values["base"], dict):
+            raise TypeError("base: allowed is a mapping of sections")
         config = validate_section(SweepConfig, "sweep", values["sweep"])
         return Sweep(
             key=values["key"], name=values["name"], folder=folder.absolute(), config=config, base=values["base"],

@@ -225,13 +225,19 @@ class GFlowNetLearner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`; raises ValueError if it belongs to a network of another size."""
+        """Continue from a `state_dict`; raises ValueError if it is damaged or belongs to a network of another size."""
+        for name in ("policy", "averaged", "dynamics"):
+            if state[name].dtype != torch.float32 or not torch.isfinite(state[name]).all():
+                raise ValueError(f"{name}: has weights that are not finite numbers (float32)")
+        check_step(state["step"])
         self.policy_weights.load(state["policy"])
         self.dynamics_weights.load(state["dynamics"])
+        if state["averaged"].shape != self.averaged.shape:
+            raise ValueError(f"averaged: {tuple(state['averaged'].shape)} weights; allowed: {len(self.averaged)}")
         self.averaged.copy_(state["averaged"])
-        self.policy_optimiser.load_state_dict(copy.deepcopy(state["policy_optimiser"]))
-        self.dynamics_optimiser.load_state_dict(copy.deepcopy(state["dynamics_optimiser"]))
-        self.step = int(state["step"])
+        _load_moments(self.policy_optimiser, state["policy_optimiser"])
+        _load_moments(self.dynamics_optimiser, state["dynamics_optimiser"])
+        self.step = state["step"]
 
 
 def resolve_device(device: str) -> torch.device:
@@ -249,6 +255,32 @@ def _group(parameter: nn.Parameter, learning_rate: float) -> dict[str, Any]:
 
 def _adam(groups: list[dict[str, Any]]) -> torch.optim.Adam:
     return torch.optim.Adam(groups, betas=ADAM_BETAS, fused=True)
+
+
+def check_step(step: Any) -> None:
+    """Raises ValueError if `step` is no number of learner steps."""
+    if type(step) is not int or not 0 <= step < 2**53:
+        raise ValueError(f"step: got {str(step)[:40]!r}; allowed: a number of learner steps")
+
+
+def _load_moments(optimiser: torch.optim.Adam, state: dict[str, Any]) -> None:
+    """Take over the moments of an optimiser's `state_dict`; the fused kernel would write beyond those of another size.
+
+    Raises ValueError for any that do not belong to these parameters.
+    """
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for number, entry in state["state"].items():
+        shapes = {"step": torch.Size([]), "exp_avg": parameters[number].shape, "exp_avg_sq": parameters[number].shape}
+        for name, shape in shapes.items():
+            value = entry[name]
+            if value.shape != shape or value.dtype != torch.float32 or not torch.isfinite(value).all():
+                raise ValueError(f"optimiser: {name} is not of {tuple(shape)} finite numbers")
+            if name != "exp_avg" and (value < 0).any():
+                raise ValueError(f"optimiser: {name} has negative numbers")
+        moments[number] = {name: entry[name].clone(memory_format=torch.contiguous_format) for name in shapes}
+    own = optimiser.state_dict()["param_groups"]  # step sizes are the configuration's, which may have changed
+    optimiser.load_state_dict({"state": moments, "param_groups": own})
 
 
 def _scale_learning_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:

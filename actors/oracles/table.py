@@ -1,9 +1,9 @@
 """Oracles that look scores up: a full table of a space, or a list of measured sequences."""
 
 import csv
-import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -11,6 +11,11 @@ from pydantic import Field, field_validator
 from actors.environments.sequence import SequenceEnvironment, SequenceError
 from actors.oracles.base import OracleDataError
 from learner.configs import StrictConfig
+
+MAX_LINE = 1_000_000
+"""Characters in a line of a CSV file."""
+MAX_SHOWN = 20
+"""Columns that a message names."""
 
 
 class TableOracle:
@@ -151,23 +156,37 @@ def read_sequences(path: Path, column: str = "sequence") -> list[str]:
 def _read_columns(path: Path, columns: list[str]) -> list[list[str]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.reader(_lines(file))
+            names = next(reader, [])
             for column in columns:
-                if column not in (reader.fieldnames or ()):
-                    raise OracleDataError(f"{path}: no column {column!r}; it has {reader.fieldnames}")
-            rows = [[(row[column] or "").strip() for column in columns] for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+                if names.count(column) != 1:
+                    number = "several columns" if column in names else "no column"
+                    shown = f"{names[:MAX_SHOWN]}{' and more' if len(names) > MAX_SHOWN else ''}"
+                    raise OracleDataError(f"{path}: {number} {column!r}; it has {shown}")
+            places = [names.index(column) for column in columns]
+            rows = [[row[place].strip() if place < len(row) else "" for place in places] for row in reader if row]
+    except OracleDataError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
         raise OracleDataError(f"{path}: cannot be read ({error})") from error
     if not rows:
         raise OracleDataError(f"{path}: holds no sequence")
     return [list(column) for column in zip(*rows, strict=True)]
 
 
+def _lines(file: TextIO) -> Iterator[str]:
+    """The lines of a file; raises ValueError for one that may have no end."""
+    while line := file.readline(MAX_LINE + 1):
+        if len(line) > MAX_LINE:
+            raise ValueError(f"a line of more than {MAX_LINE:,} characters")
+        yield line
+
+
 def _number(text: str, where: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise OracleDataError(f"{where} has the score {text!r}; allowed: a number") from None
+        raise OracleDataError(f"{where} has the score {text[:40]!r}; allowed: a number") from None
 
 
 def npy_oracle(config: NpyOracleConfig, environment: SequenceEnvironment) -> LookupOracle:
@@ -193,7 +212,7 @@ def npy_oracle(config: NpyOracleConfig, environment: SequenceEnvironment) -> Loo
 def _load_array(path: Path) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy raises many types for damaged files
         raise OracleDataError(f"{path}: not a readable .npy array ({error})") from error
     if not isinstance(array, np.ndarray):
         raise OracleDataError(f"{path}: an archive of arrays; allowed: one .npy array")

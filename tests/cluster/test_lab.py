@@ -119,4 +119,4 @@ def test_a_run_on_three_hosts_survives_whatever_happens_to_them(tmp_path_factory
             ended = dict(store.execute("SELECT name, status FROM runs").fetchall())
         assert ended == {"lab": "KILLED", "hanging": "KILLED"}, logs
     finally:
-        shutil.rmtree(results, ignore_errors=True) if not os.environ.get('KEEP') else None
+        shutil.rmtree(results, ignore_errors=True) if not os.environ.get("KEEP") else None

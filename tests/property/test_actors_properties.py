@@ -49,6 +49,7 @@ def strings(environment: SequenceEnvironment, **size) -> st.SearchStrategy[list[
 def numbered(count: int, first: int) -> TrajectoryBatch:
     batch = empty_batch(2, count)
     batch.seed[:] = batch.policy_version[:] = np.arange(first, first + count)
+    batch.num_steps[:] = 2
     return batch
 
 

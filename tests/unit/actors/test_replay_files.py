@@ -15,10 +15,11 @@ SHARES = {"replay_share": 0.4, "offline_share": 0.2, "offline_source": "lower_ha
 
 
 def numbered(count: int, first: int = 0, num_steps: int = 3) -> TrajectoryBatch:
-    """`count` trajectories that carry their number in every array."""
+    """`count` trajectories that carry their number in every array but `num_steps`, which has a range."""
     batch = empty_batch(num_steps, count)
     for array in batch.arrays().values():
         array[:] = np.arange(first, first + count).reshape(-1, *[1] * (array.ndim - 1))
+    batch.num_steps[:] = num_steps
     return batch
 
 

@@ -58,7 +58,9 @@ def test_seeds_differ_between_roles_actors_restarts_and_runs():
 def test_checkpoints_appear_whole_and_only_the_newest_are_kept(tmp_path):
     store = CheckpointStore(tmp_path)
     for step in range(4):
-        store.write(step, lambda folder, step=step: {"step": step})
+        backend = {"accounting": Accounting().state_dict()}
+        state = {"step": step, "wall_seconds": 0.0, "run_key": "k", "backend": backend}
+        store.write(step, lambda folder, state=state: state)
     kept = store.newest_first()
     assert [load_state(path)["step"] for path in kept] == [3, 2]
     assert len(kept) == NUM_KEPT

@@ -1,0 +1,806 @@
+"""Files, names and addresses made to do harm: each is refused in time, in little memory, with nothing run or written."""
+
+import json
+import os
+import pickle  # noqa: TID251 - to write what no reader here may run
+import resource
+import shutil
+import stat
+import struct
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from actors.environments.sequence import EnvironmentConfig, SequenceEnvironment
+from actors.oracles import table
+from actors.oracles.base import OracleDataError
+from actors.oracles.table import CsvOracleConfig, NpyOracleConfig, csv_oracle, npy_oracle
+from actors.replay_buffer import ReplayBuffer, ReplayConfig, SavedBufferError
+from actors.trajectories import empty_batch
+from distributed import attention, evaluate, ray_token, run, sample, sweep
+from distributed.backend import Accounting, RunFailed
+from distributed.checkpoints import LEARNER_FILE, load_sampler, load_state, restore_learner
+from distributed.compare import write_csv
+from distributed.config import (
+    DEFAULT_CONFIG,
+    ConfigError,
+    ExperimentConfig,
+    load_config,
+    parse_yaml,
+    read_yaml,
+    validate,
+)
+from distributed.experiment import check_memory, make_learner, make_replay_buffer
+from distributed.local_backend import SerialBackend
+from distributed.run_folder import RunFolder
+from distributed.search_space import Domain, draw_points
+from distributed.sweep_config import load_sweep
+from learner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from tests.conftest import TOY
+
+MAX_SECONDS, MAX_GROWTH = 5.0, 400 << 20
+ENVIRONMENT = SequenceEnvironment(EnvironmentConfig(alphabet="ACGT", length=3))
+
+
+@pytest.fixture(autouse=True)
+def frugal() -> Iterator[None]:
+    """Every test is over soon, and leaves the process about as large as it was."""
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    yield
+    assert time.process_time() - start < MAX_SECONDS
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MAX_GROWTH
+
+
+class Trap:
+    """What a trusting reader of pickles or tags would run."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def refused(text: str | bytes, folder: Path) -> str:
+    """The message with which a config file of this text is refused."""
+    file = folder / "c.yaml"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert len(str(caught.value)) < 10_000
+    return str(caught.value)
+
+
+# --- YAML ------------------------------------------------------------------------------------------------------------
+
+
+def bomb(levels: int) -> str:
+    """Ten aliases of the level before on each: 10^levels values."""
+    lines = ["network:", "  name: &l0 [x, x]"]
+    lines += [f"  l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, levels)]
+    return "\n".join([*lines, f"  kmer_sizes: *l{levels - 1}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("run: !!python/object/apply:os.mkdir [sprung]", "could not determine a constructor for the tag"),
+        ("run: !!python/name:os.system", "could not determine a constructor for the tag"),
+        ("run: !mine {seed: 1}", "could not determine a constructor for the tag"),
+        (bomb(10), "aliases"),
+        ("run: &a {name: *a}", "aliases"),
+        ("run: {name: " + "[" * 100_000, "at most 50 levels are allowed"),
+        ("run: " + "{a: " * 100_000, "at most 50 levels are allowed"),
+        ("run: {seed: 1, seed: 2}", "'seed' is there twice at line 1, column 16"),
+        ("run: {seed: 1}\nrun: {name: x}", "'run' is there twice at line 2, column 1"),
+        ("1: {seed: 1}", "a key must be a text"),
+        ("run: {null: 1}", "a key must be a text"),
+        ("run: {[a]: 1}", "a key must be a text"),
+        ("run: {{a: 1}: 1}", "a key must be a text"),
+        ("[run]", "a config is a mapping of sections"),
+        ("run", "a config is a mapping of sections"),
+        ("run: {}\n---\nrun: {}", "expected a single document"),
+        ("run: {name: a\0b}", "special characters are not allowed"),
+        (b"run: {name: \xff\xfe}", "'utf-8' codec can't decode"),
+        ("run: {name: x}" + " " * 1_000_000, "larger than 1,000,000 bytes"),
+        ("run: {seed: " + "9" * 5000 + "}", "integers of 64 bits"),
+        ("run: {seed: 0x" + "f" * 500_000 + "}", "integers of 64 bits"),
+        ("run: {seed: 1" + ":1" * 200_000 + "}", "integers of 64 bits"),
+        ("learner: {learning_rate: 1e400}", "learner.learning_rate: got '1e400'; input should be a finite number"),
+        ("learner: {learning_rate: 1.0e+400}", "learner.learning_rate: got inf; input should be a finite number"),
+        ("learner: {learning_rate: .nan}", "learner.learning_rate: got nan; input should be a finite number"),
+        ("evaluation: {mode_cutoff: .inf}", "evaluation.mode_cutoff: got inf; input should be a finite number"),
+        ("environment: {length: 1000000000}", "environment.length: got 1000000000"),
+        ("learner: {batch_size: 1000000000000}", "learner.batch_size: got 1000000000000"),
+        ("run: {seed: " + "x" * 500_000 + "}", "run.seed: got 'xxx"),
+        ("run: {" + "x" * 900 + ": 1}", "unknown key"),
+        ("run: {" + ", ".join(f"k{n}: 1" for n in range(10_000)) + "}", "and 9,980 more"),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else "bytes",
+)  # fmt: skip
+def test_a_malicious_config_is_refused(in_tmp_path, text, expected):
+    assert expected in refused(text, in_tmp_path)
+    assert os.listdir(in_tmp_path) == ["c.yaml"]
+
+
+def test_a_file_without_end_is_read_only_so_far():
+    with pytest.raises(ConfigError, match=r"/dev/zero: cannot be read .larger than 1,000,000 bytes"):
+        load_config(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("value", ["!!python/name:os.system", "*a", "[" * 1000, "{a: 1, a: 2}", "9" * 5000])
+def test_values_on_the_command_line_are_read_as_safely(value):
+    with pytest.raises(ConfigError, match=r"--run\.seed: not valid YAML"):
+        load_config(DEFAULT_CONFIG, [("run.seed", value)])
+
+
+def test_a_key_on_the_command_line_with_too_many_parts():
+    with pytest.raises(ConfigError, match=r"run\.a: unknown key"):
+        load_config(DEFAULT_CONFIG, [("run" + ".a" * 20_000, "1")])
+
+
+def test_the_commands_name_the_fault_and_exit_with_2(in_tmp_path, capsys):
+    from distributed.cli import exit_with
+
+    (in_tmp_path / "c.yaml").write_text(bomb(10))
+    for command in (run, sweep):
+        with pytest.raises(SystemExit) as caught:
+            exit_with(lambda _, command=command: command.main(["c.yaml"]))
+        assert caught.value.code == 2
+        assert "error: c.yaml: not valid YAML (aliases" in capsys.readouterr().err
+    assert os.listdir(in_tmp_path) == ["c.yaml"]
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"replay": {"capacity": 10**9}, "environment": {"length": 4096}}, r"replay\.capacity: .* need 30,538\.1 GiB"),
+        ({"network": {"hidden_size": 65536, "num_layers": 32}}, r"network\.hidden_size .* need 2,[0-9.]+ GiB"),
+        ({"dynamics": {"network": {"hidden_size": 65536, "num_layers": 32}}}, r"parameters need 2,[0-9.]+ GiB"),
+        ({"network": {"name": "transformer", "hidden_size": 65536}}, r"parameters need 1,[0-9.]+ GiB"),
+        (
+            {"environment": {"length": 4000, "noise": 0}, "dynamics": {"batch_size": 10**6},
+             "learner": {"batch_size": 10**6}, "network": {"kmer_sizes": []}, "actors": {"batch_size": 10**6}},
+            r"learner\.batch_size: the policy's outputs need 59\.6 GiB",
+        ),
+    ],
+)  # fmt: skip
+def test_what_no_memory_holds_is_refused_before_it_is_made(monkeypatch, section, expected):
+    sizes = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 40 << 30}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    with pytest.raises(ConfigError, match=f"{expected}; this machine has 40"):
+        check_memory(validate(section), training=True)
+
+
+def test_the_command_refuses_it_and_leaves_no_folder(in_tmp_path):
+    with pytest.raises(ConfigError, match=r"replay\.capacity: trajectories of length 8 need .* GiB; this machine has"):
+        run.main(["--run.name", "x", "--replay.capacity", str(10**9), "--environment.length", "8"])
+    assert not os.listdir(in_tmp_path)
+
+
+def test_an_enumeration_that_no_memory_holds_is_refused(in_tmp_path, toy):
+    config = toy(**{"environment.length": 39, "evaluation.max_sequences": 10**12})
+    with pytest.raises(ConfigError, match=r"evaluation\.max_sequences: 549,755,813,888 sequences need 6.* GiB"):
+        run.train(config, None, None, None)
+
+
+def test_a_space_with_more_sequences_than_digits_can_tell(in_tmp_path, toy):
+    config = toy(**{"environment.length": 4096, "network.kmer_sizes": [], "environment.alphabet": "ABCDEFGHIJKLM"})
+    with pytest.raises(ConfigError, match=r"evaluation\.exact: got 'always', but the space has about 10\^456"):
+        run.train(config, None, None, None)
+
+
+def test_grids_of_a_sweep_that_would_never_end():
+    space = {f"k{n}": Domain(grid=tuple(range(100))) for n in range(10)}
+    with pytest.raises(ConfigError, match=r"sweep\.space: 800,000,000,000,000,000,000 points; allowed: up to 100,000"):
+        draw_points({}, space, 8, np.random.default_rng(0))
+
+
+# --- names and folders -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "/etc/x", "a/../../b", "a/b", ".", "..", "", ".hidden", "-x", "a\0b", "a\n", "a\nb", "a\\b", "a b", "ä", "x" * 101],
+)  # fmt: skip
+def test_names_of_runs_stay_in_their_folder(in_tmp_path, name):
+    with pytest.raises(ConfigError, match=r"run\.name: got .*; string should match"):
+        validate({"run": {"name": name}})
+    assert not os.listdir(in_tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["a\0b", "a\nb", "\x1b[2J"])
+def test_output_folders_that_cannot_be_shown(folder):
+    with pytest.raises(ConfigError, match=r"run\.output_folder: got .*; allowed: a path of printable characters"):
+        validate({"run": {"output_folder": folder}})
+
+
+def unrelated(folder: Path) -> dict[Path, bytes]:
+    """Everything below a folder."""
+    return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("content", [["config.yaml"], ["config.yaml", "plots/a.png"], ["config.yaml", "plots/", "x/y"]])
+def test_a_folder_of_something_else_is_neither_removed_nor_used(in_tmp_path, toy, content):
+    for name in content:
+        path = in_tmp_path / "runs" / "toy" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if name.endswith("/") else path.write_text("mine")
+    before = unrelated(in_tmp_path)
+    with pytest.raises(ConfigError, match=r"run\.name: the folder runs/toy exists"):
+        RunFolder.create(toy())
+    assert unrelated(in_tmp_path) == before
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere"])
+def test_a_link_in_the_place_of_a_run_folder_is_not_followed(in_tmp_path, toy, target):
+    RunFolder.create(toy())
+    (in_tmp_path / "runs" / "toy").rename(in_tmp_path / "elsewhere")
+    (in_tmp_path / "runs" / "toy").symlink_to(in_tmp_path / target)
+    before = unrelated(in_tmp_path)
+    with pytest.raises(ConfigError, match=r"run\.name: the folder runs/toy exists"):
+        RunFolder.create(toy())
+    assert unrelated(in_tmp_path) == before
+
+
+def test_a_run_that_could_not_start_makes_room_for_the_next(in_tmp_path, toy):
+    RunFolder.create(toy()).summary_file.write_text("{}")
+    assert not RunFolder.create(toy()).summary_file.exists()
+
+
+def test_damaged_records_of_a_run_are_passed_over(in_tmp_path, toy):
+    folder = RunFolder.create(toy())
+    lines = ['{"step": 1, "loss": 2, "x": "y"}', "[1]", "{}", '{"step": "1"}', "[" * 100_000, '{"step": 2']
+    folder.metrics_file.write_bytes("\n".join(lines).encode() + b"\n\xff\xff\n")
+    assert list(folder.read_metrics()) == [{"step": 1, "loss": 2}]
+    for text in ("[" * 100_000, "[1]", " " * 2_000_000 + "{}"):
+        folder.summary_file.write_text(text)
+        assert folder.read_summary() == {}
+
+
+def test_nothing_that_a_run_leaves_is_executable_or_writable_by_others(in_tmp_path, toy):
+    folder = RunFolder.create(toy())
+    folder.checkpoints.write(0, lambda _: {"step": 0})
+    for path in folder.path.rglob("*"):
+        if path.is_file():
+            assert not path.stat().st_mode & 0o133, path
+
+
+# --- oracles ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def csv_refused(tmp_path) -> Callable[[bytes], str]:
+    """The message with which a CSV file of these bytes is refused."""
+
+    def message(content: bytes) -> str:
+        path = tmp_path / "data.csv"
+        path.write_bytes(content)
+        with pytest.raises(OracleDataError) as caught:
+            csv_oracle(CsvOracleConfig(name="csv", path=path), ENVIRONMENT)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert len(str(caught.value)) < 1000
+        return str(caught.value)
+
+    return message
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"sequence,score\nAAA," + b"1" * 2_000_000 + b"\n", "a line of more than 1,000,000 characters"),
+        (b"sequence,score\nAAA," + b"1" * 200_000 + b"\n", "field larger than field limit"),
+        (b"a," * 1_000_000 + b"\n", "a line of more than 1,000,000 characters"),
+        (b"a," * 400_000 + b"\n", "no column 'sequence'; it has ['a', 'a'"),
+        (b"sequence,score,score\nAAA,1,2\n", "several columns 'score'"),
+        (b"sequence,score\nA\0A,1\n", "has '\\x00' at position 2"),
+        (b"sequence,score\nAAA,1\0\n", "row 1 has the score '1\\x00'"),
+        (b"sequence,score\n\xff\xfeA,1\n", "'utf-8' codec can't decode"),
+        (b"\xff\xfes\0e\0q\0", "'utf-8' codec can't decode"),
+        (b"sequence,score\nAAA,nan\n", "row 1 has the score nan; allowed: finite numbers"),
+        (b"sequence,score\nAAA,-inf\n", "row 1 has the score -inf; allowed: finite numbers"),
+        (b"sequence,score\nAAA,1e999\n", "row 1 has the score inf; allowed: finite numbers"),
+        (b"sequence,score\nAAA,-1\n", "row 1 has the negative score -1; allowed: scores >= 0"),
+        (b"sequence,score\nAAA," + b"x" * 100_000 + b"\n", "row 1 has the score 'xxx"),
+        (b"sequence,score\n" + b"A" * 100_000 + b",1\n", "has length 100000; allowed: 3"),
+        (b"sequence,score\n=cmd|' /C calc'!A0,1\n", "allowed: 3"),
+        (b'sequence,score\n"AAA,1\n', "row 1 has the score ''; allowed: a number|allowed: 3"),
+    ],
+    ids=lambda value: value[:24].decode("latin1") if isinstance(value, bytes) else "",
+)  # fmt: skip
+def test_a_malicious_table_is_refused(csv_refused, content, expected):
+    assert any(part in csv_refused(content) for part in expected.split("|"))
+
+
+def test_a_table_without_end_is_read_only_so_far(monkeypatch):
+    monkeypatch.setattr(table, "MAX_LINE", 1000)
+    with pytest.raises(OracleDataError, match=r"/dev/zero: cannot be read .a line of more than 1,000 characters"):
+        csv_oracle(CsvOracleConfig(name="csv", path="/dev/zero"), ENVIRONMENT)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5000])
+def test_paths_that_are_none(path):
+    with pytest.raises(OracleDataError, match="cannot be read"):
+        csv_oracle(CsvOracleConfig(name="csv", path=path), ENVIRONMENT)
+    with pytest.raises(OracleDataError, match="not a readable"):
+        npy_oracle(NpyOracleConfig(name="npy", tokens_path=path, scores_path=path), ENVIRONMENT)
+
+
+def npy(shape: str, dtype: str = "'<f8'", rows: bytes = bytes(48)) -> bytes:
+    """A .npy file whose header claims a shape."""
+    header = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + rows
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy("(1000000000000, 3)"), npy("(10000000000,)"), npy("(3000000000, 3)", "'|i1'"), npy("(-1, 3)"),
+        npy("(4611686018427387904, 4)"), npy("(" + "9" * 30 + ",)"), npy("(True,)"), npy("(1.5,)"), npy("(2,)", "'|O'"),
+        npy("(2, 3)", "[('a', '|O')]"), npy("(2, 3)", "'|V1000000000'"), npy("(" * 3000 + ")" * 3000),
+        npy("__import__('os').mkdir('sprung')"), npy("(1,) * 10**9"), b"\x93NUMPY\x02\x00\xff\xff\xff\xff",
+        pickle.dumps(Trap(Path("sprung"))),
+    ],
+    ids=lambda value: value[8:90].decode("latin1").strip(),
+)  # fmt: skip
+def test_an_array_that_is_not_what_it_claims_is_refused(in_tmp_path, content):
+    (in_tmp_path / "x.npy").write_bytes(content)
+    np.save(in_tmp_path / "good.npy", np.ones((2, 3), int))
+    for tokens, scores in (("x.npy", "good.npy"), ("good.npy", "x.npy")):
+        with pytest.raises(OracleDataError, match=r"x\.npy: not a readable \.npy array"):
+            npy_oracle(NpyOracleConfig(name="npy", tokens_path=tokens, scores_path=scores), ENVIRONMENT)
+    assert sorted(os.listdir(in_tmp_path)) == ["good.npy", "x.npy"]
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["os:system; touch x", "os.system('touch x'):f", "os:system('touch x')", "a b:c", "-c:f", "../evil:f", "/tmp/evil:f",
+     ":f", "os:", "os", "$(touch x):f", "`touch x`:f", "os:path.join", "a\n:f"],
+)  # fmt: skip
+def test_a_function_is_a_name_that_no_shell_sees(in_tmp_path, function):
+    with pytest.raises(ConfigError, match=r"oracle\.function: got .*; allowed: package\.module:function"):
+        validate({"oracle": {"name": "callable", "function": function}})
+
+
+@pytest.mark.parametrize("command", [run, evaluate, sample, attention])
+def test_the_help_says_that_a_checkpoint_names_what_is_run(command, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "you trust" in shown
+    assert "oracle" in shown
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> tuple[ExperimentConfig, Path, dict[str, Any]]:
+    """A toy's configuration, and its checkpoint after three steps with its state."""
+    config, folder = validate(TOY), tmp_path_factory.mktemp("original") / "step_000000003"
+    backend = SerialBackend(config)
+    folder.mkdir()
+    try:
+        for _ in range(3):
+            backend.step()
+        state = {"backend": backend.save(folder), "step": 3, "wall_seconds": 1.5, "run_key": "a1/b_2-c"}
+    finally:
+        backend.close()
+    (folder / "state.json").write_text(json.dumps(state))
+    restore_learner(make_learner(config), folder)
+    return config, folder, state
+
+
+@pytest.fixture
+def saved(tmp_path, original) -> SimpleNamespace:
+    """A copy of the checkpoint: `config`, `folder`, `state`, and `change`, which rewrites the learner's file."""
+    config, source, state = original
+    folder = shutil.copytree(source, tmp_path / source.name)
+    content = load_checkpoint(folder / LEARNER_FILE)
+
+    def change(**changes: Any) -> None:
+        """Dotted keys, whose parts __ separates."""
+        for key, value in changes.items():
+            node: Any = content
+            *parents, last = key.split("__")
+            for parent in parents:
+                node = node[int(parent) if parent.isdigit() else parent]
+            node[last] = value(node[last]) if callable(value) else value
+        save_checkpoint(folder / LEARNER_FILE, content)
+
+    return SimpleNamespace(config=config, folder=folder, file=folder / LEARNER_FILE, state=state, change=change)
+
+
+def both_refused(saved: SimpleNamespace, expected: str) -> None:
+    """Neither a run that goes on nor an evaluation takes the learner's file."""
+    with pytest.raises(CheckpointError, match=expected):
+        restore_learner(make_learner(saved.config), saved.folder)
+    with pytest.raises(CheckpointError, match=expected):
+        load_sampler(saved.folder)
+
+
+def rezipped(file: Path, compression: int, change: Callable[[str, bytes], bytes] = lambda _, data: data) -> None:
+    """Write an archive anew."""
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, change(name, data))
+
+
+@pytest.mark.parametrize("suffix", ["data.pkl", "data/0"])
+def test_a_learner_that_would_unpack_to_more_than_its_file(saved, suffix):
+    rezipped(saved.file, zipfile.ZIP_DEFLATED, lambda name, data: bytes(20 << 20) if name.endswith(suffix) else data)
+    assert saved.file.stat().st_size < 1 << 20
+    both_refused(saved, r"learner\.pt: .*a compressed archive; allowed")
+
+
+def claim(file: Path, size: int) -> None:
+    """Make the directory of an archive say that its entries are stored with this size."""
+    content = bytearray(file.read_bytes())
+    place = content.find(b"PK\x01\x02")
+    while place >= 0:
+        struct.pack_into("<II", content, place + 20, size, size)
+        place = content.find(b"PK\x01\x02", place + 4)
+    file.write_bytes(content)
+
+
+def test_a_learner_whose_entries_claim_more_than_its_file(saved):
+    claim(saved.file, 2**31)
+    both_refused(saved, r"learner\.pt: .*whose entries claim more")
+
+
+def test_a_learner_of_a_size_that_none_has(saved):
+    os.truncate(saved.file, 1 << 40)  # takes no room on the disk
+    both_refused(saved, r"learner\.pt: .*1,099,511,627,776 bytes; allowed: up to 17,179,869,184")
+
+
+def test_a_malicious_pickle_is_a_message_of_every_command(saved, in_tmp_path):
+    torch.save({"format_version": 1, "config": Trap(in_tmp_path / "sprung")}, saved.file)
+    both_refused(saved, r"learner\.pt: damaged, cut short or not a checkpoint")
+    for command in (evaluate, sample, attention):
+        with pytest.raises(ConfigError, match=r"learner\.pt: damaged, cut short or not a checkpoint"):
+            command.main([str(saved.file), *(["ABA"] if command is attention else [])])
+    assert not (in_tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (5, "content is not that of a checkpoint"),
+        ("run: !!python/object/apply:os.mkdir [sprung]", "could not determine a constructor"),
+        (bomb(10), "aliases"),
+        ("oracle: {name: callable, function: 'os:system(1)'}", "allowed: package.module:function"),
+    ],
+)
+def test_a_malicious_config_in_a_checkpoint(saved, in_tmp_path, config, expected):
+    saved.change(config=config)
+    with pytest.raises(CheckpointError, match=expected):
+        load_sampler(saved.folder)
+    assert not (in_tmp_path / "sprung").exists()
+
+
+def test_a_config_in_a_checkpoint_that_no_memory_holds(saved):
+    config = yaml.safe_load(saved.config.to_yaml())
+    config["network"] |= {"hidden_size": 65536, "num_layers": 32}
+    saved.change(config=yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match=r"network\.hidden_size .* GiB; this machine has"):
+        evaluate.main([str(saved.file)])
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        lambda w: w * torch.nan, lambda w: w + torch.inf, lambda w: torch.zeros(len(w), device="meta"),
+        lambda w: w.to(torch.complex64), lambda w: w.to_sparse(), lambda w: w.tolist(), lambda w: None, lambda w: w[0],
+    ],
+    ids=["nan", "inf", "meta", "complex", "sparse", "list", "none", "scalar"],
+)  # fmt: skip
+def test_weights_that_are_none(saved, weights):
+    saved.change(learner__averaged=weights)
+    both_refused(saved, r"learner\.pt: ")
+
+
+@pytest.mark.parametrize("weights", [lambda w: w[:1], lambda w: w[:-1], lambda w: torch.zeros(1).expand(10**12)])
+def test_weights_of_another_size(saved, weights):
+    saved.change(learner__policy=weights)
+    with pytest.raises(CheckpointError, match="does not fit this configuration"):
+        restore_learner(make_learner(saved.config), saved.folder)
+
+
+@pytest.mark.parametrize("step", [-1, 2**60, 1.5, True, "3", None, float("nan")])
+def test_a_step_that_is_none(saved, step):
+    saved.change(learner__step=step)
+    both_refused(saved, r"learner\.pt: .*step: got .*; allowed: a number of learner steps")
+
+
+MOMENTS = "learner__policy_optimiser__state__0"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {f"{MOMENTS}__exp_avg": lambda m: m[:1]},
+        {f"{MOMENTS}__exp_avg_sq": lambda m: m[:-1]},
+        {f"{MOMENTS}__exp_avg": lambda m: m.repeat(2)},
+        {f"{MOMENTS}__exp_avg": lambda m: m.double()},
+        {f"{MOMENTS}__exp_avg": lambda m: m * torch.nan},
+        {f"{MOMENTS}__exp_avg_sq": lambda m: m - 1},
+        {f"{MOMENTS}__step": lambda m: m - 100},
+        {f"{MOMENTS}__step": lambda m: torch.zeros(0)},
+        {MOMENTS.removesuffix("__0"): lambda m: {7: m[0]}},
+        {MOMENTS.removesuffix("__0"): lambda m: {"x": m[0]}},
+        {MOMENTS.removesuffix("__0"): lambda m: [m]},
+        {MOMENTS: {}},
+        {"learner__policy_optimiser": {}},
+    ],
+    ids=lambda changes: next(iter(changes))[len("learner__policy_optimiser") :],
+)
+def test_moments_that_would_be_written_beyond_their_end(saved, changes):
+    saved.change(**changes)
+    with pytest.raises(CheckpointError, match=r"learner\.pt: does not fit this configuration"):
+        restore_learner(make_learner(saved.config), saved.folder)
+
+
+def test_moments_that_share_their_memory_are_taken_apart(saved):
+    saved.change(**{f"{MOMENTS}__exp_avg": lambda m: torch.zeros(1).expand(len(m))})
+    learner = make_learner(saved.config)
+    restore_learner(learner, saved.folder)
+    assert learner.policy_optimiser.state_dict()["state"][0]["exp_avg"].stride() == (1,)
+
+
+def test_step_sizes_come_from_the_configuration_not_from_the_file(saved):
+    def infinite(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [group | {"initial_lr": float("inf"), "betas": (2.0, 2.0)} for group in groups]
+
+    saved.change(learner__policy_optimiser__param_groups=infinite)
+    learner = make_learner(saved.config)
+    own = learner.policy_optimiser.state_dict()["param_groups"]
+    restore_learner(learner, saved.folder)
+    assert learner.policy_optimiser.state_dict()["param_groups"] == own
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[" * 100_000, "missing or damaged"),
+        ("[]", "not a mapping"),
+        ("{}", "has no 'step'"),
+        (" " * 2_000_000, "larger than 1,000,000 bytes"),
+        ('{"step": 1, "step": NaN}', "step: got 'nan'"),
+        ('{"step": 1e999}', "step: got 'inf'"),
+        ('{"step": -1}', "step: got '-1'"),
+        ('{"step": true}', "step: got 'True'"),
+        ('{"step": ' + "9" * 5000 + "}", "missing or damaged"),
+        (b"\xff\xfe", "can't decode"),
+    ],
+    ids=lambda value: str(value[:20]),
+)
+def test_a_malicious_state_is_refused(saved, text, expected):
+    (saved.folder / "state.json").write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(CheckpointError, match=r"state\.json: .*" + expected):
+        load_state(saved.folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"step": "../x"}, "step: got"), ({"wall_seconds": float("inf")}, "wall_seconds"), ({"wall_seconds": -1}, "wall_"),
+        ({"wall_seconds": None}, "damaged"), ({"run_key": "x' OR name LIKE '%"}, "run_key: got"), ({"run_key": 5}, "damaged"),
+        ({"run_key": "x\n"}, "run_key: got"), ({"backend": None}, "damaged"), ({"backend": {"accounting": []}}, "damaged"),
+        ({"backend": {"accounting": {"num_sampled": "1"}}}, "num_sampled: got '1'"),
+    ],
+)  # fmt: skip
+def test_a_state_with_something_else_in_it_is_refused(saved, changes, expected):
+    load_state(saved.folder)
+    (saved.folder / "state.json").write_text(json.dumps(saved.state | changes))
+    with pytest.raises(CheckpointError, match=r"state\.json: .*" + expected):
+        load_state(saved.folder)
+
+
+def test_counters_cannot_replace_methods():
+    accounting = Accounting()
+    accounting.load_state_dict(accounting.state_dict() | {"count_rollout": 1, "__class__": 2})
+    assert callable(accounting.count_rollout)
+
+
+@pytest.mark.parametrize(
+    "part", [{"worker": {}}, {"worker": {"rng": {}, "version": 1}}, {"number": None}, {"number": "x"}]
+)
+def test_a_backend_that_cannot_go_on_says_where(saved, part):
+    (saved.folder / "state.json").write_text(json.dumps(saved.state | {"backend": saved.state["backend"] | part}))
+    backend = SerialBackend(saved.config)
+    try:
+        with pytest.raises(RunFailed, match=r"state\.json: damaged"):
+            backend.start(saved.folder)
+    finally:
+        backend.close()
+
+
+# --- replay buffers --------------------------------------------------------------------------------------------------
+
+
+BUFFER = {"num_steps": 3, "seed": 0, "num_actions": 4}
+
+
+@pytest.fixture
+def buffer_file(tmp_path) -> Path:
+    buffer, batch = ReplayBuffer(ReplayConfig(capacity=8), **BUFFER), empty_batch(3, 5)
+    batch.num_steps[:] = 3
+    buffer.add(batch, "a", 0)
+    buffer.set_offline(batch)
+    buffer.save(tmp_path / "b.npz")
+    ReplayBuffer(ReplayConfig(capacity=8), **BUFFER).load(tmp_path / "b.npz")
+    return tmp_path / "b.npz"
+
+
+def buffer_refused(path: Path, expected: str) -> None:
+    with pytest.raises(SavedBufferError, match=expected) as caught:
+        ReplayBuffer(ReplayConfig(capacity=8), **BUFFER).load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def with_array(path: Path, name: str, array: np.ndarray) -> None:
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    with open(path, "wb") as file:
+        np.savez(file, **(arrays | {name: array}))
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "expected"),
+    [
+        ("tokens", np.full((5, 3), 4, np.int16), "tokens: from 4 to 4; allowed: 0 to 3"),
+        ("actions", np.full((5, 3), -1, np.int16), "actions: from -1 to -1; allowed: 0 to 3"),
+        ("num_steps", np.full(5, 4, np.int16), "num_steps: from 4 to 4; allowed: 1 to 3"),
+        ("num_steps", np.full(5, 0, np.int16), "num_steps: from 0 to 0; allowed: 1 to 3"),
+        ("tokens", np.zeros((5, 3), np.int64), "tokens: int64"),
+        ("tokens", np.zeros((5, 3, 2), np.int16), "tokens: int16"),
+        ("scores", np.zeros((5, 2), np.float32), "scores: float32"),
+        ("scores", np.zeros(5, "<U9"), "scores: <U9"),
+        ("scores", np.full(5, np.nan, np.float32), "scores: allowed are finite"),
+        ("scores", np.full(5, -1, np.float32), "scores: allowed are finite"),
+        ("seed", np.zeros(4, np.int64), "seed does not fit"),
+        ("tokens", np.int16(3), "damaged"),
+        ("tokens", np.array([Trap(Path("sprung"))] * 5, object), "allow_pickle=False"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+@pytest.mark.parametrize("prefix", ["online_", "offline_"])
+def test_a_saved_trajectory_that_leads_out_of_its_space(buffer_file, in_tmp_path, prefix, name, array, expected):
+    with_array(buffer_file, prefix + name, array)
+    buffer_refused(buffer_file, expected)
+    assert not (in_tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_added": -1}, {"num_added": "5"}, {"num_added": 5.0}, {"num_added": True}, {"num_added": 10**30},
+        {"num_duplicates": None}, {"last_number": []}, {"last_number": {"a": "x"}}, {"rng": {}}, {"rng": None},
+        {"rng": {"bit_generator": "MT19937"}}, {"format_version": [2]}, {"num_added": float("nan")},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_saved_buffer_with_wrong_counts(buffer_file, changes):
+    with np.load(buffer_file) as file:
+        state = json.loads(str(file["state"]))
+    with_array(buffer_file, "state", np.array(json.dumps(state | changes)))
+    buffer_refused(buffer_file, "damaged|another replay.capacity|format version")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "", "5"], ids=lambda text: text[:5])
+def test_a_saved_buffer_with_another_state(buffer_file, text):
+    with_array(buffer_file, "state", np.array(text))
+    buffer_refused(buffer_file, "damaged")
+
+
+def test_a_saved_buffer_that_would_unpack_to_more_than_its_file(buffer_file):
+    rezipped(buffer_file, zipfile.ZIP_DEFLATED, lambda name, data: data + bytes(20 << 20) if "tokens" in name else data)
+    assert buffer_file.stat().st_size < 1 << 20
+    buffer_refused(buffer_file, "a compressed archive; allowed")
+
+
+def test_a_saved_buffer_whose_entries_claim_more_than_its_file(buffer_file):
+    claim(buffer_file, 2**31)
+    buffer_refused(buffer_file, "whose entries claim more")
+
+
+def test_a_saved_buffer_larger_than_its_configuration_allows(buffer_file):
+    os.truncate(buffer_file, 1 << 40)
+    buffer_refused(buffer_file, "1,099,511,627,776 bytes; allowed: up to 6")
+
+
+@pytest.mark.parametrize("shape", ["(1000000000000, 3)", "(10000000000, 3)", "(-5, 3)", "(" * 3000])
+def test_an_array_in_a_saved_buffer_that_claims_another_shape(buffer_file, shape):
+    rezipped(buffer_file, zipfile.ZIP_STORED, lambda name, data: npy(shape, "'<i2'") if "online_tok" in name else data)
+    buffer_refused(buffer_file, "damaged")
+
+
+def test_entries_with_paths_are_not_unpacked(buffer_file):
+    with zipfile.ZipFile(buffer_file, "a") as archive:
+        archive.writestr("../evil.npy", npy("(6,)"))
+        archive.writestr("/tmp/evil.npy", npy("(6,)"))
+    before = sorted(buffer_file.parent.parent.iterdir())
+    buffer = ReplayBuffer(ReplayConfig(capacity=8), **BUFFER)
+    buffer.load(buffer_file)
+    assert (len(buffer), sorted(buffer_file.parent.parent.iterdir())) == (5, before)
+
+
+def test_a_run_knows_the_tokens_of_its_buffer(saved):
+    with_array(saved.folder / "replay_buffer.npz", "online_tokens", np.full((192, 3), 2, np.int16))
+    with pytest.raises(SavedBufferError, match="tokens: from 2 to 2; allowed: 0 to 1"):
+        make_replay_buffer(saved.config).load(saved.folder / "replay_buffer.npz")
+
+
+# --- sweeps, comparisons, tokens -------------------------------------------------------------------------------------
+
+
+SWEEP = {
+    "key": "k", "name": "n", "metric": "loss", "mlflow_uri": "sqlite:///x.db", "working_directory": "/", "base": {},
+    "sweep": {"space": {"run.seed": {"choice": [1]}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"key": 5}, {"key": "a\nb"}, {"name": None}, {"working_directory": ["/"]}, {"mlflow_uri": {}}, {"base": [1]}, {"base": "x"}],
+)  # fmt: skip
+def test_a_damaged_sweep_is_refused(tmp_path, changes):
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP | changes))
+    with pytest.raises(ConfigError, match=r"sweep\.yaml: damaged .*allowed is a"):
+        load_sweep(tmp_path)
+
+
+def test_names_from_a_shared_store_are_no_formulas(tmp_path):
+    def stored(name: str, number: str) -> Any:
+        info = SimpleNamespace(run_id="i", run_name=name, status="FINISHED")
+        return SimpleNamespace(info=info, data=SimpleNamespace(params={"p": number}, metrics={"loss": -1.0}))
+
+    runs = [stored('=HYPERLINK("http://evil")', "-1.5"), stored("@SUM(1)", "+cmd|x"), stored("plain", "-x")]
+    write_csv(runs, ["loss"], tmp_path / "c.csv")
+    lines = (tmp_path / "c.csv").read_text().splitlines()[1:]
+    assert lines == [
+        'i,"\'=HYPERLINK(""http://evil"")",FINISHED,-1.5,-1.0', "i,'@SUM(1),FINISHED,'+cmd|x,-1.0",
+        "i,plain,FINISHED,'-x,-1.0",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "address", ["https://me:hush@host", "https://me:hu'sh@host", 'https://me:hu"sh@host', "https://hush@host", "https://h?token=hush"]
+)  # fmt: skip
+def test_passwords_are_no_part_of_configs_or_messages(address):
+    with pytest.raises(ConfigError, match="no user or password is allowed") as caught:
+        validate({"tracking": {"mlflow_uri": address}})
+    assert not {"hush", "hu'sh", 'hu"sh'} & set(str(caught.value).replace("@", " ").replace(":", " ").split())
+    assert "sh@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_token_of_ray_is_for_this_user_only(tmp_path, monkeypatch, there):
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if there:
+        (tmp_path / ".ray").mkdir(mode=0o755)
+    ray_token.hide_token_folder()
+    assert stat.S_IMODE((tmp_path / ".ray").stat().st_mode) == (0o755 if there else 0o700)
+    ray_token.token_file().write_text("secret")
+    ray_token.protect_token()
+    assert stat.S_IMODE(ray_token.token_file().stat().st_mode) == 0o600
+
+
+def test_texts_are_read_whole_all_the_same():
+    assert parse_yaml("{a: [1, 0x10, 1_000, -5, .5, 2020-01-01, yes, null], b: {c: 'é'}}", "here")["b"] == {"c": "é"}
+    assert read_yaml(DEFAULT_CONFIG)
