@@ -47,6 +47,12 @@ def fifty_milliseconds(sequences: list[str]) -> list[float]:
     return [1.0] * len(sequences)
 
 
+def quarter_second(sequences: list[str]) -> list[float]:
+    """250 ms a call."""
+    time.sleep(0.25)
+    return [1.0] * len(sequences)
+
+
 def negative_for_aaa(sequences: list[str]) -> list[float]:
     """A score that is rejected."""
     return [-1.0 if s == "AAA" else 0.5 for s in sequences]
@@ -82,4 +88,4 @@ def hangs_on_worker1(sequences: list[str]) -> list[float]:
     """Hangs on one host of the lab."""
     if os.uname().nodename == "worker1":
         time.sleep(600)
-    return [1.0] * len(sequences)
+    return quarter_second(sequences)
