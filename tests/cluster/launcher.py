@@ -80,18 +80,23 @@ def goes_on(after: str, steps: int = 20, folder: Path = FOLDER) -> None:
     wait_for(lambda: newest("step", folder) > before + steps, f"the run goes on after {after}")
 
 
-def processes(*parts: str) -> list[psutil.Process]:
-    """Processes of any host whose command holds all parts."""
+def processes(*parts: str, host: str = "head") -> list[psutil.Process]:
+    """Processes of a host whose command holds all parts."""
+    space = os.readlink(f"/proc/{host_pid(host)}/ns/pid")
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        words = " ".join(process.info["cmdline"] or [])
-        if all(part in words for part in parts) and not words.startswith(("/bin/sh -c", "bash -", RAY)):
+        words = process.info["cmdline"] or []
+        try:
+            inside = os.readlink(f"/proc/{process.pid}/ns/pid") == space
+        except OSError:
+            continue  # it ended meanwhile
+        if inside and words and words[0] not in ("bash", "sh") and all(part in " ".join(words) for part in parts):
             found.append(process)
     return found
 
 
 def kill(*parts: str) -> None:
-    found = [process for process in processes(*parts) if "ssh" not in process.name()]
+    found = processes(*parts)
     assert found, f"nothing to kill: {parts}"
     for process in found:
         process.kill()
