@@ -28,7 +28,7 @@ FOLDER = DISK / "runs" / "lab"
 PROGRAM = "cd ~/sequence-flows && MLFLOW_TRACKING_URI=http://127.0.0.1:5000 ~/venv/bin/python -m distributed.run "
 AUTO = "--run.address auto --actors.num_rollout_actors auto --actors.max_rollout_actors 4 --actors.rollout_resource rollout "
 SMALL = (
-    "--run.num_learner_steps 1000000 --actors.num_cpus 1 --actors.batch_size 256 --network.hidden_size 32 "
+    "--run.num_learner_steps 1000000 --run.max_seconds 3000 --actors.num_cpus 1 --actors.batch_size 256 --network.hidden_size 32 "
     "--network.num_layers 2 --network.kmer_sizes [] --evaluation.every_steps 1000000 --tracking.log_every_steps 5 "
     "--replay.capacity 20000 --oracle.name callable --oracle.cache_size 0 --evaluation.exact never "
 )
