@@ -230,7 +230,9 @@ def main() -> None:
     facts["fetched"] = ray("rsync-down", CONFIG, f"{FOLDER}/", "/tmp/fetched/", log="rsync.log")
     facts["fetched_files"] = sorted(path.name for path in Path("/tmp/fetched").glob("*"))
     facts["down"] = ray("down", CONFIG, log="down.log")
-    facts["left"] = [" ".join(p.info["cmdline"]) for part in ("raylet", "gcs_server") for p in processes(part)]
+    facts["left"] = [
+        " ".join(p.info["cmdline"]) for part in ("raylet", "gcs_server") for p in processes(part)
+    ]  # on the head
     (RESULTS / "facts.json").write_text(json.dumps(facts))
 
 
