@@ -54,7 +54,7 @@ def _measure(num_actors: int, function: str, seconds: float) -> tuple[float, dic
         with open(folder / "log", "w") as log:
             run = subprocess.Popen(command("run", *words), cwd=folder, env=environment(), stdout=log, stderr=log)
         try:
-            while _last(folder).get("num_rollout_calls", 0) < 2 * num_actors - 1 or _seconds(folder) < WARM_UP_SECONDS:
+            while _num_oracles(run.pid) <= num_actors:  # one is the driver's own
                 if run.poll() is not None:
                     raise RuntimeError((folder / "log").read_text())
                 time.sleep(0.2)
@@ -80,9 +80,15 @@ def _last(folder: Path) -> dict[str, float]:
     return json.loads(records[-1]) if records else {}
 
 
-def _seconds(folder: Path) -> float:
-    records = _records(folder)
-    return json.loads(records[-1])["wall_seconds"] - json.loads(records[0])["wall_seconds"] if records else 0.0
+def _num_oracles(pid: int) -> int:
+    """Oracle processes, which an actor starts when it is ready."""
+    count = 0
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            count += "actors.oracles.callable_worker" in process.cmdline()
+        except psutil.Error:
+            continue
+    return count
 
 
 def _cpu_seconds(pid: int) -> Counter[str]:
