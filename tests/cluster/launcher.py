@@ -206,6 +206,8 @@ def main() -> None:
         run.wait(120)
         subprocess.run(["bash", str(LAB / "start_host.sh"), "head", HOSTS["head"]], check=True)
         subprocess.run(["bash", str(LAB / "start_host.sh"), "worker1", HOSTS["worker1"]], check=True)
+        # what `ray up` remembers of the hosts of old is no longer so: without `ray down` it copies no files to them
+        facts["forgotten"] = ray("down", CONFIG, log="forgotten.log")
         facts["up_again"] = ray("up", "--no-config-cache", CONFIG, log="up_again.log")
         run = execute(AGAIN, "resumed_again.log")
         goes_on("the loss of the head")
