@@ -4,26 +4,18 @@ It stores intended and realised tokens, the raw score, and the log-prob of the *
 `TrajectoryBatch`); the balance objectives need no importance weights, so no log-prob of a later policy is ever stored.
 """
 
-import io
-import json
-import os
-import zipfile
-import zlib
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
+from actors.archives import DAMAGE, read_archive, write_archive
 from actors.trajectories import TrajectoryBatch, concatenate, empty_batch
 from learner.configs import StrictConfig
 
 FORMAT_VERSION = 2
-_DAMAGE = (
-    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, AssertionError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-"""What reading a damaged archive may raise."""
 
 
 class ReplayConfig(StrictConfig):
@@ -197,17 +189,9 @@ class ReplayBuffer:
             "last_number": self._last_number,
             "rng": self._rng.bit_generator.state,
         }
-        arrays: dict[str, Any] = {f"online_{name}": array[: len(self)] for name, array in self._online.arrays.items()}
+        arrays = {f"online_{name}": array[: len(self)] for name, array in self._online.arrays.items()}
         arrays |= {f"offline_{name}": array[: self.num_offline] for name, array in self._offline.arrays.items()}
-        temporary = path.with_name(path.name + ".part")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, state=np.array(json.dumps(state)), **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_archive(path, state, arrays)
 
     def load(self, path: Path) -> None:
         """Continue from a saved buffer of the same capacity and length of sequences.
@@ -215,12 +199,10 @@ class ReplayBuffer:
         Raises SavedBufferError if the file is missing, damaged or does not fit.
         """
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-                saved = {name: file[name] for name in file.files}
-            state = json.loads(str(saved["state"]))
+            state, saved = read_archive(path)
             online, offline = _batch(saved, "online_"), _batch(saved, "offline_")
             version = state["format_version"]
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise SavedBufferError(f"{path}: damaged, cut short or not a saved replay buffer ({error})") from error
         if version != FORMAT_VERSION:
             raise SavedBufferError(f"{path}: format version {version}, this program reads version {FORMAT_VERSION}")
