@@ -141,7 +141,7 @@ def test_a_tenth_is_held_out_strands_and_repetitions_together():
         held_out(reverse_complement(tokens), 0.1, rc_symmetric=False) != held_out(tokens, 0.1, rc_symmetric=False)
     ).any()
     assert not held_out(tokens, 0.0, rc_symmetric=True).any()
-    trainer = make()
+    trainer = make(10)
     trainer.add(tokens[:5000], np.zeros(5000))
     trainer.add(reverse_complement(tokens[:5000]), np.zeros(5000))
     trained, kept = (
