@@ -159,7 +159,7 @@ class MemoryBank:
 
     def all(self) -> BankMembers:
         """Every member, highest reward first, of equal ones the oldest first."""
-        return self._members(np.lexsort([self._numbers[: len(self)], -self._rewards[: len(self)]]))
+        return self._members(np.lexsort((self._numbers[: len(self)], -self._rewards[: len(self)])))
 
     def _members(self, rows: np.ndarray) -> BankMembers:
         return BankMembers(self._tokens[rows], self._rewards[rows])
@@ -191,7 +191,7 @@ class MemoryBank:
             "rng": self._rng.bit_generator.state,
         }
         count = len(self)
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "tokens": self._tokens[:count],
             "rewards": self._rewards[:count],
             "numbers": self._numbers[:count],

@@ -27,7 +27,7 @@ class DiscriminatorConfig(StrictConfig):
     """Step size of Adam; at least the generator's."""
     real_label: float = Field(0.9, gt=0.5, le=1)
     """Label of real sequences: below 1, one-sided smoothing."""
-    gradient_penalty: float = Field(1.0, ge=0)
+    gradient_penalty: float = Field(0.1, ge=0)
     """γ of the penalty γ/2 · E||∂d/∂x||² on real sequences (R1)."""
     rc_symmetric: bool = True
     """Whether a real sequence may be shown as its reverse complement, with probability 1/2."""
