@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from learner.configs import StrictConfig
 from learner.drakes.denoiser import TokenModel, encode
 from learner.drakes.sampling import RevealPlan, draw_reveal_steps, gumbel_like, plan_rounds
-from learner.drakes.schedule import SCHEDULES, MaskingSchedule, ScheduleName
+from learner.drakes.schedule import SCHEDULES, ScheduleName
 
 
 class RolloutConfig(StrictConfig):
@@ -101,28 +101,116 @@ def reinforce_loss(rollout: Rollout, rewards: Tensor, alpha: float) -> Tensor:
 
 
 class _Roller:
-    """One rollout under construction."""
+    """One rollout under construction: accumulates KL and log-probabilities round by round."""
 
     def __init__(
         self, model: TokenModel, pretrained: TokenModel, config: RolloutConfig, generator: torch.Generator | None
     ):
         self.model, self.pretrained, self.config, self.generator = model, pretrained, config, generator
-        self.schedule: MaskingSchedule = SCHEDULES[config.schedule]
         self.truncation = config.num_steps if config.truncation is None else config.truncation
+        self.unmask_probs = SCHEDULES[config.schedule].unmask_probs(config.num_steps).float()
 
     def run(self, batch: int, device: torch.device) -> Rollout:
-        num_steps, length, mask = self.config.num_steps, self.model.length, self.model.num_tokens
-        masked = torch.ones(batch, length, dtype=torch.bool, device=device)
-        steps = draw_reveal_steps(masked, num_steps, self.schedule, self.generator)
-        self.plan = plan_rounds(steps, num_steps, split=self.truncation)
-        self.cumulative = functional.pad(self.schedule.unmask_probs(num_steps).cumsum(0), (1, 0)).to(device)
-        self.last_step = torch.full((batch,), num_steps + 1, device=device)
+        config, mask = self.config, self.model.num_tokens
+        masked = torch.ones(batch, self.model.length, dtype=torch.bool, device=device)
+        steps = draw_reveal_steps(masked, config.num_steps, SCHEDULES[config.schedule], self.generator)
+        relaxed = config.estimator == "relaxed"
+        plan = plan_rounds(steps, config.num_steps, split=self.truncation)
+        num_rounds = plan.num_early if relaxed else plan.num_rounds
+        self._choose_measured(num_rounds + self.truncation * relaxed)
+        self.until = functional.pad(self.unmask_probs.cumsum(0), (1, 0)).to(device)
+        self.last_step = torch.full((batch,), config.num_steps + 1, device=device)
         self.path_kl = torch.zeros(batch, device=device)
         self.log_ratio, self.log_prob = torch.zeros_like(self.path_kl), torch.zeros_like(self.path_kl)
         states = encode(torch.full_like(steps, mask), mask)
-        if self.config.estimator == "relaxed":
-            return self._relaxed(states)
-        for number in range(self.plan.num_rounds):
-            states = self._round(states, number, self._kl_scale(number, 0, self.plan.num_rounds))
-        x0 = states[..., :-1]
-        return Rollout(x0, x0.argmax(-1), steps, self.path_kl, self.log_ratio, self.log_prob)
+        for number in range(num_rounds):
+            states = self._round(states, plan, number)
+        if relaxed:
+            return self._relaxed(states, steps, num_rounds)
+        return Rollout(states[..., :-1], states.argmax(-1), steps, self.path_kl, self.log_ratio, self.log_prob)
+
+    def _choose_measured(self, num_rounds: int) -> None:
+        """Rounds whose KL is measured, and the factor that makes up for the others."""
+        chosen = num_rounds if self.config.kl_evaluations is None else min(self.config.kl_evaluations, num_rounds)
+        self.measured = set(torch.randperm(num_rounds, generator=self.generator)[:chosen].tolist())
+        self.scale = num_rounds / max(1, chosen)
+
+    def _round(self, states: Tensor, plan: RevealPlan, number: int) -> Tensor:
+        """The states [B, L, V+1] after a round of the plan."""
+        rows = plan.rows(number)
+        fixed = number < plan.num_early or self.config.estimator == "reinforce"
+        before = states[rows].detach() if fixed else states[rows]
+        now, masked = plan.rounds[rows] == number, plan.rounds[rows] >= number
+        reinforce = self.config.estimator == "reinforce"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (not fixed or reinforce or number in self.measured)):
+            log_probs = self._log_probs(self.model, before)
+        step = plan.step_of(number)[rows]
+        weight = self.until[self.last_step[rows] - 1] - self.until[step - 1]
+        self.last_step[rows] = step
+        reference = self._measure(number, rows, before, log_probs, masked, weight)
+        noisy = log_probs + gumbel_like(log_probs, self.generator)
+        tokens = noisy.argmax(-1)
+        drawn = functional.one_hot(tokens, self.model.num_tokens).to(log_probs.dtype)
+        self._count(rows, tokens, now, log_probs, reference)
+        if not fixed:
+            drawn = _straight_through(drawn, (noisy / self.config.temperature).softmax(-1))
+        after = torch.where(now[..., None], functional.pad(drawn, (0, 1)), before)
+        return states.index_copy(0, rows, after)
+
+    def _measure(
+        self, number: int, rows: Tensor, states: Tensor, log_probs: Tensor, masked: Tensor, weight: Tensor
+    ) -> Tensor | None:
+        """Add the KL of a round, if it is measured; returns log p_pre [R, L, V]."""
+        if number not in self.measured:
+            return None
+        if states.requires_grad and not self.config.state_gradient:
+            states = states.detach()
+            log_probs = self._log_probs(self.model, states)
+        if self.config.estimator == "reinforce":
+            log_probs = log_probs.detach()
+        reference = self._log_probs(self.pretrained, states)
+        self.path_kl = self.path_kl.index_add(
+            0, rows, self.scale * step_kl(log_probs, reference, masked, weight).to(self.path_kl.dtype)
+        )
+        return reference
+
+    def _count(self, rows: Tensor, tokens: Tensor, now: Tensor, log_probs: Tensor, reference: Tensor | None) -> None:
+        """Add the log-probability of the drawn tokens, and their log-ratio if the round is measured."""
+        if self.config.estimator != "reinforce":
+            log_probs = log_probs.detach()
+        drawn = (log_probs.gather(-1, tokens[..., None]).squeeze(-1) * now).sum(-1)
+        self.log_prob = self.log_prob.index_add(0, rows, drawn.to(self.log_prob.dtype))
+        if reference is not None:
+            ratio = (log_probs - reference).detach().gather(-1, tokens[..., None]).squeeze(-1)
+            self.log_ratio[rows] += self.scale * (ratio * now).sum(-1).to(self.log_ratio.dtype)
+
+    def _relaxed(self, states: Tensor, steps: Tensor, num_rounds: int) -> Rollout:
+        """The last steps over V+1 relaxed outcomes a position, the mask among them, from hard `states` [B, L, V+1]."""
+        rows = torch.arange(len(states), device=states.device)
+        waited = self.until[self.last_step - 1] - self.until[self.truncation]
+        for number, step in enumerate(range(self.truncation, 0, -1), start=num_rounds):
+            unmask_prob, masked = self.unmask_probs[step - 1], states[..., -1:]
+            log_probs = self._log_probs(self.model, states)
+            self._measure(number, rows, states, log_probs, masked.squeeze(-1), unmask_prob + waited)
+            waited = torch.zeros_like(waited)
+            stay = (1 - unmask_prob).log().expand(*log_probs.shape[:-1], 1).to(log_probs)
+            outcomes = torch.cat([log_probs + unmask_prob.log(), stay], -1)
+            noisy = outcomes + gumbel_like(outcomes, self.generator)
+            states = (1 - masked) * states + masked * (noisy / self.config.temperature).softmax(-1)
+        soft = states[..., :-1]
+        tokens, unknown = soft.argmax(-1), torch.full_like(self.log_prob, torch.nan)
+        x0 = _straight_through(functional.one_hot(tokens, self.model.num_tokens).to(soft.dtype), soft)
+        steps = torch.where(steps > self.truncation, steps, 0)
+        return Rollout(x0, tokens, steps, self.path_kl, unknown, unknown)
+
+    def _log_probs(self, model: TokenModel, states: Tensor) -> Tensor:
+        if not self.config.checkpoint or not torch.is_grad_enabled():
+            return model.log_probs(states)
+        values = checkpoint(model.log_probs, states, use_reentrant=False)
+        assert isinstance(values, Tensor)
+        return values
+
+
+def _straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of `hard` with the gradient of `soft`, exactly."""
+    return hard + (soft - soft.detach())
