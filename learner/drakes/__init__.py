@@ -1,1 +1,1 @@
-"""DRAKES: masked discrete diffusion of DNA, fine-tuned by back-propagating a reward (Wang et al. 2025, arXiv 2410.13643)."""
+"""DRAKES: masked diffusion over tokens, pretrained on sequences and fine-tuned by reward (arXiv 2410.13643)."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NUM_BASES = 4
 COMPLEMENT = (3, 2, 1, 0, 4)
 """Token of the opposite base; the mask stays a mask."""
 
