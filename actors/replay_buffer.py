@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from actors.archives import read_archive, write_archive
+from actors.memory_bank import MemoryBankConfig
 from actors.trajectories import TrajectoryBatch, concatenate, empty_batch
 from learner.configs import StrictConfig
 
@@ -38,6 +39,8 @@ class ReplayConfig(StrictConfig):
     """offline_source file: CSV with a column `sequence`; their noisy versions are scored by the oracle."""
     offline_size: int = Field(10_000, ge=1, le=100_000_000)
     """Most offline trajectories; drawn at random from the source if it has more."""
+    bank: MemoryBankConfig = MemoryBankConfig()
+    """Sequences that scored well, kept beside the trajectories (generator.name drakes)."""
 
     @field_validator("offline_path")
     @classmethod
@@ -66,6 +69,8 @@ class Draw(NamedTuple):
     """Replayed and offline ones that join the fresh ones, or None."""
     dynamics: TrajectoryBatch | None
     """Those that train the dynamics model, or None if nothing is stored."""
+    banked: TrajectoryBatch | None = None
+    """Members of a memory bank, or None."""
 
 
 class TrajectoryRing:
