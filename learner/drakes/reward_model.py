@@ -38,13 +38,13 @@ class RewardModelConfig(StrictConfig):
     """kappa: the ensemble's standard deviations that are taken off its mean."""
     pairwise_weight: float = Field(0.0, ge=0)
     """Weight of the logistic loss of the order of random pairs, beside the squared error."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     """Step size of Adam."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay (AdamW)."""
-    batch_size: int = Field(256, ge=2)
+    batch_size: int = Field(64, ge=2)
     """Sequences of each member's batch; every member draws its own."""
-    warm_start_steps: int = Field(600, ge=0)
+    warm_start_steps: int = Field(400, ge=0)
     """Steps on the offline data before fine-tuning."""
     recent_share: float = Field(0.25, ge=0, le=1)
     """Share of a batch that is drawn from the newest labels; the rest from all."""
