@@ -215,14 +215,14 @@ def test_without_labels_there_is_nothing_to_learn_or_to_rank():
 
 def test_frozen_restores_what_it_found():
     model = make().model.train()
-    model.networks.first.bias.requires_grad_(False)
+    model.networks.head.bias.requires_grad_(False)
     with frozen(model):
         assert not model.training
         assert not any(p.requires_grad for p in model.parameters())
         model(torch.rand(2, 8, 4, requires_grad=True)).sum().backward()
     assert model.training
     assert model.networks.training
-    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["networks.first.bias"]
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["networks.head.bias"]
     assert all(p.grad is None for p in model.parameters())
 
 
