@@ -1,6 +1,6 @@
 """The differentiable reward of fine-tuning: an ensemble that learns an oracle's rewards.
 
-    R(x) = mean_e R_e(x) - kappa · std_e R_e(x),   R_e(x) = (f_e(x) + f_e(rc x)) / 2,   in standardised rewards
+    R(x) = mean_e R_e(x) - κ · std_e R_e(x),   R_e(x) = (f_e(x) + f_e(rc x)) / 2,   in standardised rewards
 
 Shapes: E members, B sequences, L positions, V = 4 letters (A C G T).
 """
@@ -35,7 +35,7 @@ class RewardModelConfig(StrictConfig):
     rc_symmetric: bool = True
     """Whether both strands have the same reward; false for strand-specific assays."""
     pessimism: float = Field(0.0, ge=0, le=100)
-    """kappa: the ensemble's standard deviations that are taken off its mean."""
+    """κ: the ensemble's standard deviations that are taken off its mean."""
     pairwise_weight: float = Field(0.0, ge=0)
     """Weight of the logistic loss of the order of random pairs, beside the squared error."""
     learning_rate: float = Field(3e-3, gt=0)

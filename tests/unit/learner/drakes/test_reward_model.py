@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from actors.oracles.tfbind8 import e_score_table
 from learner.checkpoint import load_checkpoint, save_checkpoint
 from learner.drakes.labelled import LabelledRing, held_out, sequence_hash
-from learner.drakes.metrics import rank_correlation
+from learner.drakes.metrics import correlation, rank_correlation
 from learner.drakes.reverse_complement import reverse_complement, reverse_complement_one_hot
 from learner.drakes.reward_model import RewardModel, RewardModelConfig, RewardTrainer, frozen, one_hot, reward_loss
 
@@ -78,6 +79,22 @@ def test_the_gradient_reaches_the_input(kind, length, num_layers):
         assert torch.autograd.gradcheck(model, x.requires_grad_())
         (gradient,) = torch.autograd.grad(model(x).sum(), x)
     assert (gradient.abs().sum((1, 2)) > 0).all()
+
+
+def test_the_defaults_rank_the_measured_8_mers_of_a_factor():
+    """Pearson correlation with all of SIX6 from 4,000 labels of the lower half, then 4,000 uniform ones: seeds 0 to 2 gave
+    .695 to .724, then .848 to .852 (a perceptron .604 to .635, then .797 to .801)."""
+    scores, tokens = e_score_table("SIX6_REF_R1"), np.stack(np.unravel_index(np.arange(4**8), (4,) * 8), 1)
+    rng, trainer = np.random.default_rng(0), RewardTrainer(RewardModel(RewardModelConfig(), 8, seed=0), seed=0)
+    low = rng.choice(np.flatnonzero(scores <= np.median(scores)), 4000, replace=False)
+    trainer.warm_start(tokens[low], scores[low])
+    assert correlation(trainer.model.predict(tokens), scores) > 0.66
+    drawn = rng.choice(len(scores), 4000, replace=False)
+    trainer.add(tokens[drawn], scores[drawn])
+    for _ in range(200):
+        trainer.step()
+    assert correlation(trainer.model.predict(tokens), scores) > 0.82
+    assert trainer.holdout_correlation(400) > 0.7
 
 
 def test_members_differ_and_pessimism_takes_off_their_spread():
