@@ -176,5 +176,5 @@ def violation_metrics(constraints: Iterable[Constraint], tokens: Tensor) -> dict
     for constraint in constraints:
         key = f"{constraint.name}_violated"
         broken[key] = broken.get(key, False) | (constraint.violations(tokens) > 0)
-    broken["any_violated"] = torch.stack([torch.zeros(len(tokens), dtype=torch.bool), *broken.values()]).any(0)
+    broken["any_violated"] = torch.stack([torch.zeros_like(tokens[:, 0], dtype=torch.bool), *broken.values()]).any(0)
     return {name: float(rows.double().mean()) for name, rows in broken.items()}

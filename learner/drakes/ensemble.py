@@ -13,20 +13,17 @@ from torch.nn import functional
 
 from learner.configs import StrictConfig
 
-SHORT = 20
-"""From this length on the kind `auto` is a convolutional network."""
-
 
 class EnsembleConfig(StrictConfig):
     """Size of the networks of an ensemble."""
 
-    kind: Literal["auto", "mlp", "cnn"] = "auto"
-    """mlp: reads all positions at once; cnn: convolutions, then mean and maximum over positions; auto: mlp below length
-    20."""
+    kind: Literal["cnn", "mlp"] = "cnn"
+    """cnn: convolutions, then mean and maximum over positions; mlp: reads all positions at once, which took more labels to
+    rank as well, also at length 8."""
     hidden_size: int = Field(64, ge=1, le=4096)
     """Units a hidden layer, and channels of the convolutions."""
-    num_layers: int = Field(2, ge=1, le=8)
-    """Hidden layers after the first of an mlp, or residual convolutions after the first of a cnn."""
+    num_layers: int = Field(0, ge=0, le=8)
+    """Residual layers after the first: of a cnn, convolutions of three positions."""
     kernel_size: int = Field(9, ge=1, le=63)
     """Positions under the first convolution of a cnn; odd."""
 
@@ -110,6 +107,6 @@ class EnsembleCNN(nn.Module):
 
 def build_ensemble(config: EnsembleConfig, num_members: int, length: int, generator: torch.Generator) -> nn.Module:
     """The networks that `config` asks for, for sequences of `length`: [E, B, L, V] to [E, B]."""
-    if config.kind == "mlp" or (config.kind == "auto" and length < SHORT):
+    if config.kind == "mlp":
         return EnsembleMLP(config, num_members, length, generator)
     return EnsembleCNN(config, num_members, generator)

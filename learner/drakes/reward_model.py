@@ -1,6 +1,6 @@
 """The differentiable reward of fine-tuning: an ensemble that learns an oracle's rewards.
 
-    R(x) = mean_e R_e(x) - kappa · std_e R_e(x),   R_e(x) = (f_e(x) + f_e(rc x)) / 2,   in standardised rewards
+    R(x) = mean_e R_e(x) - κ · std_e R_e(x),   R_e(x) = (f_e(x) + f_e(rc x)) / 2,   in standardised rewards
 
 Shapes: E members, B sequences, L positions, V = 4 letters (A C G T).
 """
@@ -35,16 +35,16 @@ class RewardModelConfig(StrictConfig):
     rc_symmetric: bool = True
     """Whether both strands have the same reward; false for strand-specific assays."""
     pessimism: float = Field(0.0, ge=0, le=100)
-    """kappa: the ensemble's standard deviations that are taken off its mean."""
+    """κ: the ensemble's standard deviations that are taken off its mean."""
     pairwise_weight: float = Field(0.0, ge=0)
     """Weight of the logistic loss of the order of random pairs, beside the squared error."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     """Step size of Adam."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay (AdamW)."""
-    batch_size: int = Field(256, ge=2)
+    batch_size: int = Field(64, ge=2)
     """Sequences of each member's batch; every member draws its own."""
-    warm_start_steps: int = Field(600, ge=0)
+    warm_start_steps: int = Field(400, ge=0)
     """Steps on the offline data before fine-tuning."""
     recent_share: float = Field(0.25, ge=0, le=1)
     """Share of a batch that is drawn from the newest labels; the rest from all."""

@@ -72,7 +72,7 @@ def test_real_sequences_are_shown_from_both_strands():
         for _ in range(60):
             discriminator.step(real, draws(64, 8, generator))
         on_poly_t[symmetric] = discriminator(real.flip(-1)[:1]).item()
-    assert on_poly_t[True] > max(0.5, on_poly_t[False] + 0.5)
+    assert on_poly_t[False] < -0.3 < 0.2 < on_poly_t[True]
 
 
 def test_it_goes_on_from_a_checkpoint(tmp_path):

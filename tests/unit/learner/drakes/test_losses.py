@@ -60,7 +60,7 @@ def test_diversity_of_extremes():
 
 def test_a_floor_ends_the_push():
     x = one_hots(8, 6, seed=3).requires_grad_()
-    reached = float(soft_hamming(x))
+    reached = soft_hamming(x).item()
     (gradient,) = torch.autograd.grad(diversity_loss(x, target=reached - 0.01), x)
     assert not gradient.any()
     loss = diversity_loss(x, target=reached + 0.25)

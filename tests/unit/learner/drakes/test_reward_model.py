@@ -6,18 +6,22 @@ import numpy as np
 import pytest
 import torch
 
+from actors.oracles.tfbind8 import e_score_table
 from learner.checkpoint import load_checkpoint, save_checkpoint
 from learner.drakes.labelled import LabelledRing, held_out, sequence_hash
-from learner.drakes.metrics import rank_correlation
+from learner.drakes.metrics import correlation, rank_correlation
 from learner.drakes.reverse_complement import reverse_complement, reverse_complement_one_hot
 from learner.drakes.reward_model import RewardModel, RewardModelConfig, RewardTrainer, frozen, one_hot, reward_loss
 
-SMALL = {"num_members": 3, "batch_size": 64, "warm_start_steps": 200}
-LENGTHS = [8, 24]
+SMALL = {"batch_size": 64, "warm_start_steps": 200}
+SHAPES = [("cnn", 8, 0), ("cnn", 24, 1), ("mlp", 8, 1)]
 
 
-def make(length: int = 8, *, hidden_size: int = 16, seed: int = 0, **settings: Any) -> RewardTrainer:
-    config = RewardModelConfig(**{**SMALL, "network": {"hidden_size": hidden_size}, **settings})
+def make(
+    length: int = 8, *, kind: str = "cnn", num_layers: int = 0, hidden_size: int = 16, seed: int = 0, **settings: Any
+) -> RewardTrainer:
+    network = {"kind": kind, "num_layers": num_layers, "hidden_size": hidden_size}
+    config = RewardModelConfig(**{**SMALL, "network": network, **settings})
     return RewardTrainer(RewardModel(config, length, seed=seed), seed=seed)
 
 
@@ -35,9 +39,10 @@ def additive(tokens: np.ndarray, *, symmetric: bool) -> np.ndarray:
     return 5 + 3 * (one(tokens) + one(reverse_complement(tokens)) if symmetric else one(tokens))
 
 
+@pytest.mark.parametrize("kind", ["cnn", "mlp"])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_it_learns_an_additive_function_of_8_letters(symmetric):
-    trainer, tokens = make(hidden_size=32, rc_symmetric=symmetric), random_tokens(2000, 8, seed=1)
+def test_it_learns_an_additive_function_of_8_letters(kind, symmetric):
+    trainer, tokens = make(kind=kind, hidden_size=32, rc_symmetric=symmetric), random_tokens(2000, 8, seed=1)
     trainer.warm_start(tokens, additive(tokens, symmetric=symmetric))
     fresh = random_tokens(1000, 8, seed=2)
     predicted, expected = trainer.model.predict(fresh), additive(fresh, symmetric=symmetric)
@@ -57,23 +62,40 @@ def test_a_convolutional_one_finds_a_motif_wherever_it_is():
     assert rank_correlation(trainer.model.predict(tokens[1500:]), planted[1500:]) > 0.7
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-def test_both_strands_have_one_reward(length):
+@pytest.mark.parametrize(("kind", "length", "num_layers"), SHAPES)
+def test_both_strands_have_one_reward(kind, length, num_layers):
     x = torch.rand(20, length, 4).softmax(-1)
-    model = make(length, pessimism=1.0).model
+    model = make(length, kind=kind, num_layers=num_layers, pessimism=1.0).model
     torch.testing.assert_close(model(reverse_complement_one_hot(x)), model(x), atol=1e-6, rtol=0)
-    one_stranded = make(length, rc_symmetric=False).model
+    one_stranded = make(length, kind=kind, num_layers=num_layers, rc_symmetric=False).model
     assert (one_stranded(reverse_complement_one_hot(x)) - one_stranded(x)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-def test_the_gradient_reaches_the_input(length):
-    model = make(length, hidden_size=4, pessimism=0.5).model.double().eval()
+@pytest.mark.parametrize(("kind", "length", "num_layers"), SHAPES)
+def test_the_gradient_reaches_the_input(kind, length, num_layers):
+    model = make(length, kind=kind, num_layers=num_layers, hidden_size=4, pessimism=0.5).model.double().eval()
     x = torch.rand(2, length, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).softmax(-1)
     with frozen(model):
         assert torch.autograd.gradcheck(model, x.requires_grad_())
         (gradient,) = torch.autograd.grad(model(x).sum(), x)
     assert (gradient.abs().sum((1, 2)) > 0).all()
+
+
+def test_the_defaults_rank_the_measured_8_mers_of_a_factor():
+    """Pearson correlation with all of SIX6 from 4,000 labels of the lower half, then 4,000 uniform ones and 300 steps: three
+    seeds gave
+    .695 to .724, then .848 to .852 (a perceptron .604 to .635, then .797 to .801)."""
+    scores, tokens = e_score_table("SIX6_REF_R1"), np.stack(np.unravel_index(np.arange(4**8), (4,) * 8), 1)
+    rng, trainer = np.random.default_rng(0), RewardTrainer(RewardModel(RewardModelConfig(), 8, seed=0), seed=0)
+    low = rng.choice(np.flatnonzero(scores <= np.median(scores)), 4000, replace=False)
+    trainer.warm_start(tokens[low], scores[low])
+    assert correlation(trainer.model.predict(tokens), scores) > 0.66
+    drawn = rng.choice(len(scores), 4000, replace=False)
+    trainer.add(tokens[drawn], scores[drawn])
+    for _ in range(200):
+        trainer.step()
+    assert correlation(trainer.model.predict(tokens), scores) > 0.82
+    assert trainer.holdout_correlation(400) > 0.7
 
 
 def test_members_differ_and_pessimism_takes_off_their_spread():
@@ -97,10 +119,10 @@ def test_equal_members_have_a_finite_gradient():
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-def test_a_member_alone_computes_what_it_does_in_the_ensemble(length):
+@pytest.mark.parametrize(("kind", "length", "num_layers"), SHAPES)
+def test_a_member_alone_computes_what_it_does_in_the_ensemble(kind, length, num_layers):
     """Batches of their own go to their members, and no member reads another's."""
-    model, x = make(length).model, torch.rand(3, 5, length, 4)
+    model, x = make(length, kind=kind, num_layers=num_layers).model, torch.rand(3, 5, length, 4)
     apart = model.members(x)
     for member in range(3):
         torch.testing.assert_close(model.members(x[member])[member], apart[member])
@@ -211,14 +233,14 @@ def test_without_labels_there_is_nothing_to_learn_or_to_rank():
 
 def test_frozen_restores_what_it_found():
     model = make().model.train()
-    model.networks.first.bias.requires_grad_(False)
+    model.networks.head.bias.requires_grad_(False)
     with frozen(model):
         assert not model.training
         assert not any(p.requires_grad for p in model.parameters())
         model(torch.rand(2, 8, 4, requires_grad=True)).sum().backward()
     assert model.training
     assert model.networks.training
-    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["networks.first.bias"]
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["networks.head.bias"]
     assert all(p.grad is None for p in model.parameters())
 
 
