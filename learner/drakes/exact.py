@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from learner.drakes.denoiser import TokenModel, encode, symmetrised
-from learner.drakes.reverse_complement import reverse_complement
+from learner.drakes.reverse_complement import reverse_complement_tokens
 from learner.drakes.schedule import LOG_LINEAR, MaskingSchedule
 
 CHUNK = 16_384
@@ -48,7 +48,7 @@ def log_prob_table(model: TokenModel, *, symmetric: bool = False) -> Tensor:
     table = values.new_zeros(len(states), *values.shape[1:]).index_copy(0, masked, values)
     if not symmetric:
         return table
-    return symmetrised(table, table[reverse_complement(states) @ strides(model.num_tokens + 1, model.length)])
+    return symmetrised(table, table[reverse_complement_tokens(states) @ strides(model.num_tokens + 1, model.length)])
 
 
 def _dtype(model: TokenModel) -> torch.dtype:

@@ -11,7 +11,7 @@ from torch import Tensor
 from learner.configs import StrictConfig
 from learner.drakes.denoiser import Denoiser
 from learner.drakes.diffusion import Estimator, nelbo
-from learner.drakes.reverse_complement import NUM_BASES, reverse_complement
+from learner.drakes.reverse_complement import NUM_BASES, reverse_complement_tokens
 from learner.flat import FlatParameters
 from learner.schedules import learning_rate_factor
 
@@ -36,7 +36,8 @@ class PretrainingConfig(StrictConfig):
     average_decay: float = Field(0.999, ge=0, lt=1)
     """Decay a step of the averaged weights; 0: no averaging."""
     estimator: Estimator = "count"
-    """NELBO estimator: count (a uniform number of masks) or time."""
+    """NELBO estimator: count (a uniform number of masks), harmonic (few masks more often, all tokens of equal weight) or
+    time."""
     reverse_complement_probability: float = Field(0.0, ge=0, le=1)
     """Share of training sequences replaced by their other strand; DNA only, and not for strand-specific data."""
 
@@ -128,7 +129,7 @@ class Pretrainer:
         if not probability:
             return tokens
         chosen = torch.rand(len(tokens), 1, generator=self.generator, device=tokens.device) < probability
-        return torch.where(chosen, reverse_complement(tokens), tokens)
+        return torch.where(chosen, reverse_complement_tokens(tokens), tokens)
 
     def _average(self) -> None:
         """Exponential moving average with the usual correction while it is young."""

@@ -29,6 +29,8 @@ class Samples:
     """int16 [B, L]: step k = N..1 that revealed the position, N+1 where it was given.
 
     With the tokens this is the whole trajectory: at t_k the positions with a larger number are visible."""
+    log_probs: Tensor
+    """float [B, L]: log-prob (after filters) of each token when it was revealed, 0 where it was given."""
 
 
 @dataclass(frozen=True)
@@ -152,14 +154,21 @@ def _denoise(
 ) -> Samples:
     masked = start == model.num_tokens
     steps = draw_reveal_steps(masked, num_steps, schedule, generator, start=first)
-    plan, tokens = plan_rounds(steps, num_steps), start.clone()
+    plan, tokens, log_probs = (
+        plan_rounds(steps, num_steps),
+        start.clone(),
+        torch.zeros(start.shape, device=start.device),
+    )
     for number in range(plan.num_rounds):
         rows = plan.rows(number)
         logits = filters.apply(model.log_probs(encode(tokens[rows], model.num_tokens)))
         drawn = (logits + gumbel_like(logits, generator)).argmax(-1)
-        tokens[rows] = torch.where(plan.rounds[rows] == number, drawn, tokens[rows])
+        now = plan.rounds[rows] == number
+        tokens[rows] = torch.where(now, drawn, tokens[rows])
+        chosen = logits.log_softmax(-1).gather(-1, drawn[..., None]).squeeze(-1)
+        log_probs[rows] = torch.where(now, chosen.float(), log_probs[rows])
     assert not (tokens == model.num_tokens).any()
-    return Samples(tokens, steps.to(torch.int16))
+    return Samples(tokens, steps.to(torch.int16), log_probs)
 
 
 def checked_tokens(tokens: Tensor, model: TokenModel) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from learner.drakes.diffusion import mask_at, posterior
-from learner.drakes.reverse_complement import reverse_complement, reverse_complement_one_hot
+from learner.drakes.reverse_complement import reverse_complement_one_hot, reverse_complement_tokens
 from learner.drakes.schedule import LOG_LINEAR, SCHEDULES, grid
 
 TIMES = torch.linspace(0.01, 1, 37, dtype=torch.float64)
@@ -57,16 +57,16 @@ def test_a_grid_needs_a_step():
 
 
 def test_the_other_strand():
-    assert reverse_complement(torch.tensor([0, 1, 4, 3, 3])).tolist() == [0, 0, 4, 2, 3]
+    assert reverse_complement_tokens(torch.tensor([0, 1, 4, 3, 3])).tolist() == [0, 0, 4, 2, 3]
     tokens = torch.randint(5, (20, 7), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(reverse_complement(reverse_complement(tokens)), tokens)
+    assert torch.equal(reverse_complement_tokens(reverse_complement_tokens(tokens)), tokens)
     one_hot = torch.nn.functional.one_hot(tokens, 5).float()
-    expected = torch.nn.functional.one_hot(reverse_complement(tokens), 5).float()
+    expected = torch.nn.functional.one_hot(reverse_complement_tokens(tokens), 5).float()
     assert torch.equal(reverse_complement_one_hot(one_hot), expected)
     bases = torch.rand(3, 6, 4)
     assert torch.equal(reverse_complement_one_hot(reverse_complement_one_hot(bases)), bases)
     assert torch.equal(reverse_complement_one_hot(bases)[:, 1, 0], bases[:, 4, 3])
-    with pytest.raises(ValueError, match="only DNA"):
+    with pytest.raises(ValueError, match="needs 4 letters"):
         reverse_complement_one_hot(torch.zeros(2, 3, 20))
 
 
