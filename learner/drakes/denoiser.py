@@ -70,7 +70,7 @@ class Denoiser(nn.Module):
         self.positions: Tensor
         self.register_buffer("positions", sinusoidal_positions(length, hidden), persistent=False)
         self.fraction = nn.Linear(1, hidden, bias=False) if config.masked_fraction else None
-        self.stem = nn.Conv1d(hidden, hidden, kernel, padding=kernel // 2) if kernel else None
+        self.stem = nn.Conv1d(num_tokens + 1, hidden, kernel, padding=kernel // 2) if kernel else None
         self.blocks = nn.ModuleList(Block(hidden, config.num_heads, causal=False) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(hidden)
         self.head = nn.Linear(hidden, num_tokens)
@@ -103,7 +103,7 @@ class Denoiser(nn.Module):
         if self.fraction is not None:
             x = x + self.fraction(states[..., -1].mean(-1, keepdim=True))[:, None]
         if self.stem is not None:
-            x = x + functional.gelu(self.stem(x.transpose(1, 2)).transpose(1, 2))
+            x = x + functional.gelu(self.stem(states.transpose(1, 2)).transpose(1, 2))
         return x
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from learner.drakes.denoiser import TokenModel, encode
 from learner.drakes.schedule import LOG_LINEAR, MaskingSchedule
 
-Estimator = Literal["count", "time"]
+Estimator = Literal["count", "harmonic", "time"]
 
 
 def mask_at(
@@ -48,10 +48,22 @@ def nelbo_count(model: TokenModel, tokens: Tensor, generator: torch.Generator | 
     (L/k) times the cross-entropy of a uniform subset of size k. k is stratified over the batch in random order.
     """
     batch, length = tokens.shape
-    device = tokens.device
-    count = 1 + (_strata(batch, generator, device) * length).long().clamp(max=length - 1)
-    ranks = torch.rand(tokens.shape, generator=generator, device=device).argsort(1).argsort(1)
-    return length / count * cross_entropy(model, tokens, ranks < count[:, None])
+    count = 1 + (_strata(batch, generator, tokens.device) * length).long().clamp(max=length - 1)
+    return length / count * cross_entropy(model, tokens, _subsets(count, length, generator))
+
+
+def nelbo_harmonic(model: TokenModel, tokens: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """float [B]: as `nelbo_count` with P(k) ∝ 1/k, so that every masked token weighs H_L = Σ 1/k.
+
+    Its value scatters more, its gradient less: no token outweighs others, and where one mask is left, which is where
+    a model has the most to learn, it looks most often. Unbiased as well.
+    """
+    batch, length = tokens.shape
+    shares = 1 / torch.arange(1, length + 1, dtype=torch.float64, device=tokens.device)
+    weight = float(shares.sum())
+    upper = shares.cumsum(0)[:-1] / weight
+    count = 1 + torch.searchsorted(upper, _strata(batch, generator, tokens.device), right=True)
+    return weight * cross_entropy(model, tokens, _subsets(count, length, generator))
 
 
 def nelbo_time(
@@ -73,11 +85,14 @@ def nelbo_time(
     return (1 - t_min) * schedule.weight(t).to(entropy.dtype) * entropy
 
 
+ESTIMATORS = {"count": nelbo_count, "harmonic": nelbo_harmonic, "time": nelbo_time}
+
+
 def nelbo(
     model: TokenModel, tokens: Tensor, generator: torch.Generator | None = None, *, estimator: Estimator = "count"
 ) -> Tensor:
     """float [B]: one draw a sequence of the NELBO of `tokens` [B, L] by the named estimator."""
-    return (nelbo_count if estimator == "count" else nelbo_time)(model, tokens, generator)
+    return ESTIMATORS[estimator](model, tokens, generator)
 
 
 def exact_nelbo(model: TokenModel, tokens: Tensor) -> Tensor:
@@ -99,3 +114,9 @@ def _strata(count: int, generator: torch.Generator | None, device: torch.device)
     """float64 [count] in [0, 1), one in each of `count` equal intervals, in random order."""
     order = torch.randperm(count, generator=generator, device=device)
     return (order + torch.rand(count, generator=generator, device=device, dtype=torch.float64)) / count
+
+
+def _subsets(count: Tensor, length: int, generator: torch.Generator | None) -> Tensor:
+    """bool [B, L]: a uniform subset of the positions of size `count` [B] a row."""
+    order = torch.rand(len(count), length, generator=generator, device=count.device).argsort(1).argsort(1)
+    return order < count[:, None]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from learner.drakes.denoiser import TokenModel, encode, symmetrised
-from learner.drakes.reverse_complement import reverse_complement_tokens
+from learner.drakes.reverse_complement import NUM_BASES, reverse_complement_tokens
 from learner.drakes.schedule import LOG_LINEAR, MaskingSchedule
 
 CHUNK = 16_384
@@ -46,9 +46,13 @@ def log_prob_table(model: TokenModel, *, symmetric: bool = False) -> Tensor:
     parts = [model.log_probs(encode(states[rows], model.num_tokens, _dtype(model))) for rows in masked.split(CHUNK)]
     values = torch.cat(parts)
     table = values.new_zeros(len(states), *values.shape[1:]).index_copy(0, masked, values)
-    if not symmetric:
-        return table
-    return symmetrised(table, table[reverse_complement_tokens(states) @ strides(model.num_tokens + 1, model.length)])
+    return of_both_strands(table) if symmetric else table
+
+
+def of_both_strands(table: Tensor) -> Tensor:
+    """The `log_prob_table` [S, L, 4] of p_sym from that of p (DNA only)."""
+    states = all_strings(NUM_BASES + 1, table.shape[1])
+    return symmetrised(table, table[reverse_complement_tokens(states) @ strides(NUM_BASES + 1, table.shape[1])])
 
 
 def _dtype(model: TokenModel) -> torch.dtype:

@@ -36,7 +36,8 @@ class PretrainingConfig(StrictConfig):
     average_decay: float = Field(0.999, ge=0, lt=1)
     """Decay a step of the averaged weights; 0: no averaging."""
     estimator: Estimator = "count"
-    """NELBO estimator: count (a uniform number of masks) or time."""
+    """NELBO estimator: count (a uniform number of masks), harmonic (few masks more often, all tokens of equal weight) or
+    time."""
     reverse_complement_probability: float = Field(0.0, ge=0, le=1)
     """Share of training sequences replaced by their other strand; DNA only, and not for strand-specific data."""
 

@@ -66,7 +66,7 @@ def test_the_other_strand():
     bases = torch.rand(3, 6, 4)
     assert torch.equal(reverse_complement_one_hot(reverse_complement_one_hot(bases)), bases)
     assert torch.equal(reverse_complement_one_hot(bases)[:, 1, 0], bases[:, 4, 3])
-    with pytest.raises(ValueError, match="only DNA"):
+    with pytest.raises(ValueError, match="needs 4 letters"):
         reverse_complement_one_hot(torch.zeros(2, 3, 20))
 
 
