@@ -186,7 +186,7 @@ def test_sampling_that_cannot_be(trained, arguments, message):
 
 def test_templates_are_for_drakes_only(in_tmp_path):
     assert run.train(validate(TOY), None, None, None) == 0
-    with pytest.raises(ConfigError, match="generator.name drakes only"):
+    with pytest.raises(ConfigError, match="drakes only"):
         sample.main(["runs/toy", "--template", "ABN"])
 
 
