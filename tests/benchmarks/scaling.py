@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -12,9 +13,8 @@ import psutil
 
 from tests.benchmarks.runs import command, environment
 
-NUM_ACTORS = (1, 2, 4, 8, 16, 32)
-LATENCIES = {50: "fifty_milliseconds", 250: "quarter_second"}
-"""Milliseconds of a batch -> oracle function of the tests."""
+ORACLES = {250: ("quarter_second", (1, 2, 4, 8, 16, 32)), 50: ("fifty_milliseconds", (1, 2, 4, 8))}
+"""Milliseconds of a batch -> oracle function of the tests, numbers of actors."""
 BATCH_SIZE = 16
 VALUES = {
     "run.name": "scaling", "run.num_learner_steps": 10**8, "run.save_every_seconds": 10_000, "run.max_seconds": 240,
@@ -29,15 +29,16 @@ WARM_UP_SECONDS = 4.0
 
 
 def scaling(quick: bool) -> dict[str, float]:
-    """Batches a second of 1..32 actors whose oracle takes 50 or 250 ms a batch, efficiency against one, CPU ms of a batch.
+    """Batches a second of up to 32 actors whose oracle takes 250 or 50 ms a batch, efficiency against one, CPU ms of a batch.
 
     Two batches are under way at each actor, and its oracle answers one at a time: at most 20 or 4 a second. Efficiency
     below one is the machine's: two cores have 2,000 ms a second for what a batch costs.
     """
     figures: dict[str, float] = {}
-    for latency, function in LATENCIES.items():
-        for count in (1, 4) if quick else NUM_ACTORS:
-            rate, cpu_ms = _measure(count, function, seconds=5 if quick else 15)
+    for latency, (function, counts) in ORACLES.items():
+        for count in (1, 4) if quick else counts:
+            rate, cpu_ms = _measure(count, function, seconds=5 if quick else 12)
+            print(f"{count} actors, {latency} ms: {rate:.1f} batches/s, CPU ms", cpu_ms, file=sys.stderr, flush=True)
             figures[f"batches_per_second_{latency}ms_{count}"] = rate
             figures[f"efficiency_{latency}ms_{count}"] = rate / (count * figures[f"batches_per_second_{latency}ms_1"])
             figures |= {f"{role}_cpu_ms_{latency}ms_{count}": spent for role, spent in cpu_ms.items()}
@@ -53,7 +54,7 @@ def _measure(num_actors: int, function: str, seconds: float) -> tuple[float, dic
         with open(folder / "log", "w") as log:
             run = subprocess.Popen(command("run", *words), cwd=folder, env=environment(), stdout=log, stderr=log)
         try:
-            while _last(folder).get("num_rollout_calls", 0) < 2 * num_actors - 1 or _seconds(folder) < WARM_UP_SECONDS:
+            while _num_oracles(run.pid) <= num_actors:  # one is the driver's own
                 if run.poll() is not None:
                     raise RuntimeError((folder / "log").read_text())
                 time.sleep(0.2)
@@ -79,9 +80,15 @@ def _last(folder: Path) -> dict[str, float]:
     return json.loads(records[-1]) if records else {}
 
 
-def _seconds(folder: Path) -> float:
-    records = _records(folder)
-    return json.loads(records[-1])["wall_seconds"] - json.loads(records[0])["wall_seconds"] if records else 0.0
+def _num_oracles(pid: int) -> int:
+    """Oracle processes, which an actor starts when it is ready."""
+    count = 0
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            count += "actors.oracles.callable_worker" in process.cmdline()
+        except psutil.Error:
+            continue
+    return count
 
 
 def _cpu_seconds(pid: int) -> Counter[str]:

@@ -28,7 +28,7 @@ FOLDER = DISK / "runs" / "lab"
 PROGRAM = "cd ~/sequence-flows && MLFLOW_TRACKING_URI=http://127.0.0.1:5000 ~/venv/bin/python -m distributed.run "
 AUTO = "--run.address auto --actors.num_rollout_actors auto --actors.max_rollout_actors 4 --actors.rollout_resource rollout "
 SMALL = (
-    "--run.num_learner_steps 1000000 --actors.num_cpus 1 --actors.batch_size 256 --network.hidden_size 32 "
+    "--run.num_learner_steps 1000000 --run.max_seconds 3000 --actors.num_cpus 1 --actors.batch_size 256 --network.hidden_size 32 "
     "--network.num_layers 2 --network.kmer_sizes [] --evaluation.every_steps 1000000 --tracking.log_every_steps 5 "
     "--replay.capacity 20000 --oracle.name callable --oracle.cache_size 0 --evaluation.exact never "
 )
@@ -80,18 +80,23 @@ def goes_on(after: str, steps: int = 20, folder: Path = FOLDER) -> None:
     wait_for(lambda: newest("step", folder) > before + steps, f"the run goes on after {after}")
 
 
-def processes(*parts: str) -> list[psutil.Process]:
-    """Processes of any host whose command holds all parts."""
+def processes(*parts: str, host: str = "head") -> list[psutil.Process]:
+    """Processes of a host whose command holds all parts."""
+    space = os.readlink(f"/proc/{host_pid(host)}/ns/pid")
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        words = " ".join(process.info["cmdline"] or [])
-        if all(part in words for part in parts) and not words.startswith(("/bin/sh -c", "bash -", RAY)):
+        words = process.info["cmdline"] or []
+        try:
+            inside = os.readlink(f"/proc/{process.pid}/ns/pid") == space
+        except OSError:
+            continue  # it ended meanwhile
+        if inside and words and words[0] not in ("bash", "sh") and all(part in " ".join(words) for part in parts):
             found.append(process)
     return found
 
 
 def kill(*parts: str) -> None:
-    found = [process for process in processes(*parts) if "ssh" not in process.name()]
+    found = processes(*parts)
     assert found, f"nothing to kill: {parts}"
     for process in found:
         process.kill()
@@ -225,7 +230,9 @@ def main() -> None:
     facts["fetched"] = ray("rsync-down", CONFIG, f"{FOLDER}/", "/tmp/fetched/", log="rsync.log")
     facts["fetched_files"] = sorted(path.name for path in Path("/tmp/fetched").glob("*"))
     facts["down"] = ray("down", CONFIG, log="down.log")
-    facts["left"] = [" ".join(p.info["cmdline"]) for part in ("raylet", "gcs_server") for p in processes(part)]
+    facts["left"] = [
+        " ".join(p.info["cmdline"]) for part in ("raylet", "gcs_server") for p in processes(part)
+    ]  # on the head
     (RESULTS / "facts.json").write_text(json.dumps(facts))
 
 

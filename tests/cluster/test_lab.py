@@ -67,6 +67,38 @@ def check_books(folder: Path) -> dict:
     return summary
 
 
+def check(results: Path, logs: str) -> None:
+    """What the launcher left behind, against what must hold after every mishap."""
+    facts = json.loads((results / "facts.json").read_text())
+    assert (facts["up"], facts["up_again"], facts["fetched"], facts["down"]) == (0, 0, 0, 0), logs
+    assert "summary.json" in facts["fetched_files"]
+    assert not facts["left"]
+    findings, _ = json.JSONDecoder().raw_decode(facts["nodes"], facts["nodes"].index("[\n"))
+    nodes = next(finding for finding in findings if finding["check"] == "cluster")
+    assert nodes["found"].startswith("3 nodes")
+
+    early, late = facts["memory"]
+    assert late < 1.2 * early
+
+    lab = results / "runs" / "lab"
+    summary = check_books(lab)
+    assert summary["num_restarts"] == 2  # buffer and learner; those that died with their host do not count
+    found = records(lab)
+    versions = [record["policy_version"] for record in found]
+    falls = [i for i in range(1, len(versions)) if versions[i] < versions[i - 1]]
+    assert len(falls) <= 2  # where a new driver went on from the newest checkpoint
+    for fall in falls:  # saved every 3 s
+        assert found[fall - 1]["wall_seconds"] - found[fall]["wall_seconds"] <= 10
+    assert max(record["num_waiting_batches"] for record in found) <= 9
+    check_books(results / "runs" / "hanging")
+    log = (results / "hanging.log").read_text()
+    assert log.count("is given up") == 2
+    assert "no answer within 1 s" in log
+    with closing(sqlite3.connect(results / "mlflow.db")) as store:  # of the second head
+        ended = dict(store.execute("SELECT name, status FROM runs").fetchall())
+    assert ended == {"lab": "KILLED", "hanging": "KILLED"}, logs
+
+
 @pytest.mark.cluster
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
@@ -91,32 +123,6 @@ def test_a_run_on_three_hosts_survives_whatever_happens_to_them(tmp_path_factory
         )  # fmt: skip
         logs = "\n".join(f"== {file.name}\n{file.read_text()[-2500:]}" for file in sorted(results.glob("*.log")))
         assert done.returncode == 0, f"{done.stdout[-1500:]}\n{done.stderr[-3000:]}\n{logs}"
-        facts = json.loads((results / "facts.json").read_text())
-        assert (facts["up"], facts["up_again"], facts["fetched"], facts["down"]) == (0, 0, 0, 0), logs
-        assert "summary.json" in facts["fetched_files"]
-        assert not facts["left"]
-        nodes = next(finding for finding in json.loads(facts["nodes"]) if finding["check"] == "cluster")
-        assert nodes["found"].startswith("3 nodes")
-
-        early, late = facts["memory"]
-        assert late < 1.2 * early
-
-        lab = results / "runs" / "lab"
-        summary = check_books(lab)
-        assert summary["num_restarts"] == 2  # buffer and learner; those that died with their host do not count
-        found = records(lab)
-        versions = [record["policy_version"] for record in found]
-        falls = [i for i in range(1, len(versions)) if versions[i] < versions[i - 1]]
-        assert len(falls) <= 2  # where a new driver went on from the newest checkpoint
-        for fall in falls:  # saved every 3 s
-            assert found[fall - 1]["wall_seconds"] - found[fall]["wall_seconds"] <= 10
-        assert max(record["num_waiting_batches"] for record in found) <= 9
-        check_books(results / "runs" / "hanging")
-        log = (results / "hanging.log").read_text()
-        assert log.count("is given up") == 2
-        assert "no answer within 1 s" in log
-        with closing(sqlite3.connect(results / "mlflow.db")) as store:  # of the second head
-            ended = dict(store.execute("SELECT name, status FROM runs").fetchall())
-        assert ended == {"lab": "KILLED", "hanging": "KILLED"}, logs
+        check(results, logs)
     finally:
-        shutil.rmtree(results, ignore_errors=True) if not os.environ.get("KEEP") else None
+        shutil.rmtree(results, ignore_errors=True)
