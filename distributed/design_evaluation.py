@@ -42,6 +42,11 @@ class DesignEvaluator:
         self.config, self.environment, self.oracle, self.generator = config, environment, oracle, config.generator
         self.denoiser, self.pretrained = make_denoiser(config).eval(), make_denoiser(config).eval()
         self._weights, self._pretrained_weights = FlatParameters(self.denoiser), FlatParameters(self.pretrained)
+        if config.generator.alpha.mode == "reward" and not oracle.enumerable:
+            raise ConfigError(
+                "generator.alpha.mode: reward needs the scores of the offline sequences, which only a table has at hand; "
+                "allowed: kl, fixed"
+            )
         self.is_exact = exact_wanted(config, environment, oracle)
         offline = offline_sequences(config, environment, oracle)
         assert offline is not None

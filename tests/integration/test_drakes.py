@@ -28,7 +28,7 @@ CONFIG = {
         "reward_model": {"warm_start_steps": 20, "batch_size": 32},
         "batch_size": 16,
     },
-    "environment": {"alphabet": "ACGT", "length": 4},
+    "environment": {"alphabet": "ACGT", "length": 4, "noise": 0},
     "oracle": {"name": "callable", "function": "tests.oracles:share_of_c"},
     "actors": {"batch_size": 16},
     "replay": {"offline_source": "file", "offline_path": "data.csv"},
@@ -88,7 +88,7 @@ def test_all_terms_at_once(data):
             "generator.adversarial_weight": 0.1, "generator.adversarial_start": 0, "generator.diversity_weight": 0.1,
             "generator.constraints": [{"name": "gc_content", "target": 0.5}, {"name": "homopolymer", "max_run": 2}],
             "generator.bank_weight": 0.1, "generator.num_designs": 8, "generator.local_search_share": 0.5,
-            "generator.alpha": {"mode": "reward"}, "generator.scheduler": "onecycle", "generator.average_decay": 0.9,
+            "generator.alpha": {"mode": "kl", "kl_target": 0.5}, "generator.scheduler": "onecycle", "generator.average_decay": 0.9,
         }
     )  # fmt: skip
     assert run.train(settings, None, None, None) == 0
@@ -205,6 +205,11 @@ def test_templates_are_for_drakes_only(in_tmp_path):
 def test_configs_that_cannot_be(changes, message):
     with pytest.raises(ConfigError, match=message):
         config(**changes)
+
+
+def test_alpha_by_reward_needs_scores_at_hand(data):
+    with pytest.raises(ConfigError, match="allowed: kl, fixed"):
+        run.train(config(**{"generator.alpha.mode": "reward"}), None, None, None)
 
 
 @pytest.mark.parametrize(
