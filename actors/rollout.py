@@ -137,7 +137,7 @@ class RolloutWorker:
         report = RolloutReport(
             num_sampled=len(batch),
             num_rejected=int(len(batch) - valid.sum()),
-            policy_version=int(batch.policy_version[0]),
+            policy_version=int(batch.policy_version[0]) if len(batch) else OFFLINE_VERSION,
             rollout_seconds=drawn.seconds,
             oracle_seconds=oracle_seconds,
             cpu_seconds=time.process_time(),

@@ -44,7 +44,7 @@ def exact_wanted(config: ExperimentConfig, environment: SequenceEnvironment, ora
     fits = size <= evaluation.max_sequences
     if evaluation.exact == "always" and not fits:
         raise ConfigError(
-            f"evaluation.exact: got 'always', but the space has {size:,} sequences; allowed: up to "
+            f"evaluation.exact: got 'always', but the space has {_shown(size)} sequences; allowed: up to "
             f"evaluation.max_sequences = {evaluation.max_sequences:,}"
         )
     return fits and (evaluation.exact == "always" or (evaluation.exact == "auto" and oracle.enumerable))

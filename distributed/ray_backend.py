@@ -204,6 +204,8 @@ class RayBackend:
         call.slot.silent_since = None
         for name in ("rollout_seconds", "oracle_seconds"):
             self._times.setdefault(name, []).append(getattr(report, name))
+        if not report.num_sampled:  # a learner that was replaced had no designs to be scored
+            return
         count = self.accounting.count_rollout(report)
         if not count:
             return
