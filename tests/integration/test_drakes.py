@@ -12,7 +12,7 @@ import ray
 
 from distributed import evaluate, run, sample
 from distributed.checkpoints import CheckpointStore
-from distributed.config import ConfigError, load_config, validate
+from distributed.config import ConfigError, validate
 from distributed.ray_backend import RayBackend
 from distributed.run_folder import RunFolder
 from distributed.training_loop import INTERRUPTED, Hooks
@@ -88,7 +88,8 @@ def test_all_terms_at_once(data):
             "generator.adversarial_weight": 0.1, "generator.adversarial_start": 0, "generator.diversity_weight": 0.1,
             "generator.constraints": [{"name": "gc_content", "target": 0.5}, {"name": "homopolymer", "max_run": 2}],
             "generator.bank_weight": 0.1, "generator.num_designs": 8, "generator.local_search_share": 0.5,
-            "generator.alpha": {"mode": "kl", "kl_target": 0.5}, "generator.scheduler": "onecycle", "generator.average_decay": 0.9,
+            "generator.alpha": {"mode": "kl", "kl_target": 0.5}, "generator.scheduler": "onecycle",
+            "generator.average_decay": 0.9,
         }
     )  # fmt: skip
     assert run.train(settings, None, None, None) == 0
@@ -235,6 +236,13 @@ def test_scores_that_are_no_numbers_are_left_out(data):
     assert np.isfinite(summary["mean_score"])
 
 
-def test_the_shipped_config_is_valid():
-    path = Path(__file__).parents[2] / "tune_configs" / "drakes_tfbind8.yaml"
-    assert load_config(path).generator.name == "drakes"
+def test_the_shipped_config_runs(in_tmp_path, capsys):
+    words = (
+        "--run.num_learner_steps 25 --generator.pretraining.num_steps 20 --run.backend serial --tracking.mlflow false"
+    )
+    file = Path(__file__).parents[2] / "tune_configs" / "drakes_tfbind8.yaml"
+    assert run.main([str(file), *words.split(), "--run.name", "t"]) == 0
+    assert "objective_j_star" in capsys.readouterr().out
+    summary = json.loads(Path("runs/t/summary.json").read_text())
+    assert summary["exact_nll"] < 8 * np.log(4) + 0.1
+    assert summary["objective_j_star"] > summary["pretrained_mean_score"]
