@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from actors.archives import read_archive, write_archive
 from actors.memory_bank import MemoryBankConfig
 from actors.trajectories import TrajectoryBatch, concatenate, empty_batch
-from learner.configs import StrictConfig
+from learner.configs import AbsolutePath, StrictConfig
 
 FORMAT_VERSION = 2
 STATE_BYTES = 64 << 20
@@ -35,17 +35,12 @@ class ReplayConfig(StrictConfig):
     """Policy replay draws trajectories in proportion to score^this; 0: uniformly. Dynamics replay is uniform."""
     offline_source: Literal["none", "lower_half", "file"] = "none"
     """Sequences pushed through the noise process before the run: the lower half of the oracle's scores, or a file."""
-    offline_path: Path | None = None
+    offline_path: AbsolutePath | None = None
     """offline_source file: CSV with a column `sequence`; their noisy versions are scored by the oracle."""
     offline_size: int = Field(10_000, ge=1, le=100_000_000)
     """Most offline trajectories; drawn at random from the source if it has more."""
     bank: MemoryBankConfig = MemoryBankConfig()
     """Sequences that scored well, kept beside the trajectories (generator.name drakes)."""
-
-    @field_validator("offline_path")
-    @classmethod
-    def _absolute(cls, path: Path | None) -> Path | None:
-        return None if path is None else path.expanduser().absolute()
 
     @model_validator(mode="after")
     def _consistent(self) -> "ReplayConfig":

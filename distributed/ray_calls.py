@@ -115,6 +115,9 @@ class Calls:
     def ended(self, seconds: float) -> list[Any]:
         """References of the calls that ended; if there are none yet, waits so long for one."""
         asked = list(self._calls)
+        if not asked:  # every actor is left alone for now
+            time.sleep(seconds)
+            return []
         ready, _ = ray.wait(asked, num_returns=1, timeout=seconds, fetch_local=False)
         if ready and len(asked) > 1:  # all that are there: with thousands of actors a look at each call is not free
             ready, _ = ray.wait(asked, num_returns=len(asked), timeout=0, fetch_local=False)

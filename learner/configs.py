@@ -1,6 +1,12 @@
 """The base of every config class: frozen, keyword-only, and strict about unknown keys."""
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+"""A path that means the same file in any working directory."""
 
 
 class StrictConfig(BaseModel):

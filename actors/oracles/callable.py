@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,7 +24,7 @@ from pydantic import Field, field_validator
 from actors.environments.sequence import SequenceEnvironment
 from actors.oracles.base import OracleDataError, OracleError
 from actors.oracles.score_cache import ScoreCache
-from learner.configs import StrictConfig
+from learner.configs import AbsolutePath, StrictConfig
 
 logger = logging.getLogger(__name__)
 STARTUP_SECONDS = 120.0
@@ -51,7 +50,7 @@ class CallableOracleConfig(StrictConfig):
     """After this many failed calls in a row the oracle is given up and the run ends with the cause."""
     cache_size: int = Field(200_000, ge=0)
     """Scores remembered per rollout actor, least recently used first out; 0: none."""
-    cache_folder: Path | None = None
+    cache_folder: AbsolutePath | None = None
     """Folder on each node's disk in which its rollout actors share scores, kept for later runs; a file for each function and
     version of its module. null: none."""
 
@@ -62,11 +61,6 @@ class CallableOracleConfig(StrictConfig):
         if not all(part.isidentifier() for part in [*module.split("."), function]):
             raise ValueError("allowed: package.module:function")
         return value
-
-    @field_validator("cache_folder")
-    @classmethod
-    def _absolute(cls, path: Path | None) -> Path | None:
-        return None if path is None else path.expanduser().absolute()
 
 
 class _CallFailed(Exception):

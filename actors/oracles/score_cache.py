@@ -62,9 +62,7 @@ class ScoreCache:
     def close(self) -> None:
         """Close the file."""
         with self._lock:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+            self._close_file()
 
     def _from_file(self, sequences: list[bytes]) -> dict[bytes, float]:
         found: dict[bytes, float] = {}
@@ -89,7 +87,12 @@ class ScoreCache:
 
     def _give_up(self, error: Exception) -> None:
         logger.warning("scores are not shared through %s: %s", self._path, error)
-        self._file = None
+        self._close_file()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def _open(path: Path) -> sqlite3.Connection:

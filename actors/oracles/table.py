@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from actors.environments.sequence import SequenceEnvironment, SequenceError
 from actors.oracles.base import OracleDataError
-from learner.configs import StrictConfig
+from learner.configs import AbsolutePath, StrictConfig
 
 MAX_LINE = 1_000_000
 """Characters in a line of a CSV file."""
@@ -51,17 +51,12 @@ class CsvOracleConfig(LookupConfig):
 
     name: Literal["csv"]
     """Kind of oracle."""
-    path: Path
+    path: AbsolutePath
     """The file; its first line names the columns."""
     sequence_column: str = "sequence"
     """Column that holds the sequence."""
     score_column: str = "score"
     """Column that holds the score."""
-
-    @field_validator("path")
-    @classmethod
-    def _absolute(cls, path: Path) -> Path:
-        return path.expanduser().absolute()
 
 
 class NpyOracleConfig(LookupConfig):
@@ -69,15 +64,10 @@ class NpyOracleConfig(LookupConfig):
 
     name: Literal["npy"]
     """Kind of oracle."""
-    tokens_path: Path
+    tokens_path: AbsolutePath
     """Integer token indices [n, length]."""
-    scores_path: Path
+    scores_path: AbsolutePath
     """Their scores, [n] or [n, 1]."""
-
-    @field_validator("tokens_path", "scores_path")
-    @classmethod
-    def _absolute(cls, path: Path) -> Path:
-        return path.expanduser().absolute()
 
 
 class LookupOracle:
