@@ -4,9 +4,6 @@ It stores intended and realised tokens, the raw score, and the log-prob of the *
 `TrajectoryBatch`); the balance objectives need no importance weights, so no log-prob of a later policy is ever stored.
 """
 
-import io
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -15,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
 
+from actors.archives import read_archive, write_archive
+from actors.memory_bank import MemoryBankConfig
 from actors.trajectories import TrajectoryBatch, concatenate, empty_batch
-from learner.checkpoint import check_archive
 from learner.configs import AbsolutePath, StrictConfig
 
 FORMAT_VERSION = 2
@@ -41,6 +39,8 @@ class ReplayConfig(StrictConfig):
     """offline_source file: CSV with a column `sequence`; their noisy versions are scored by the oracle."""
     offline_size: int = Field(10_000, ge=1, le=100_000_000)
     """Most offline trajectories; drawn at random from the source if it has more."""
+    bank: MemoryBankConfig = MemoryBankConfig()
+    """Sequences that scored well, kept beside the trajectories (generator.name drakes)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "ReplayConfig":
@@ -64,6 +64,8 @@ class Draw(NamedTuple):
     """Replayed and offline ones that join the fresh ones, or None."""
     dynamics: TrajectoryBatch | None
     """Those that train the dynamics model, or None if nothing is stored."""
+    banked: TrajectoryBatch | None = None
+    """Members of a memory bank, or None."""
 
 
 class TrajectoryRing:
@@ -191,17 +193,9 @@ class ReplayBuffer:
             "last_number": self._last_number,
             "rng": self._rng.bit_generator.state,
         }
-        arrays: dict[str, Any] = {f"online_{name}": array[: len(self)] for name, array in self._online.arrays.items()}
+        arrays = {f"online_{name}": array[: len(self)] for name, array in self._online.arrays.items()}
         arrays |= {f"offline_{name}": array[: self.num_offline] for name, array in self._offline.arrays.items()}
-        temporary = path.with_name(path.name + ".part")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, state=np.array(json.dumps(state)), **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_archive(path, state, arrays)
 
     def load(self, path: Path) -> None:
         """Continue from a saved buffer of the same capacity and length of sequences.
@@ -209,15 +203,12 @@ class ReplayBuffer:
         Raises SavedBufferError if the file is missing, damaged or does not fit.
         """
         try:
-            check_archive(path, self._largest_file())
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-                state = json.loads(str(file["state"]))
-                version = state["format_version"]
-                if version != FORMAT_VERSION:
-                    raise SavedBufferError(
-                        f"{path}: format version {version}, this program reads version {FORMAT_VERSION}"
-                    )
-                online, offline = _batch(file, "online_"), _batch(file, "offline_")
+            state, saved = read_archive(path, self._largest_file())
+            if state["format_version"] != FORMAT_VERSION:
+                raise SavedBufferError(
+                    f"{path}: format version {state['format_version']}, this program reads version {FORMAT_VERSION}"
+                )
+            online, offline = _batch(saved, "online_"), _batch(saved, "offline_")
             capacity = self.config.capacity
             if online.tokens.shape[1] != self._num_steps or len(online) != min(state["num_added"], capacity):
                 raise SavedBufferError(f"{path}: was saved with another replay.capacity or environment.length")

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from actors.environments.noise import NoiseSampler
 from actors.environments.sequence import SequenceEnvironment
@@ -96,7 +96,7 @@ class RolloutWorker:
     """Draws and scores batches; owns an environment, an oracle, a copy of the policy and a random generator."""
 
     def __init__(
-        self, environment: SequenceEnvironment, oracle: Oracle, policy: Policy, config: ActorsConfig, *, seed: int
+        self, environment: SequenceEnvironment, oracle: Oracle, policy: nn.Module, config: ActorsConfig, *, seed: int
     ):
         self.environment, self.oracle, self.policy, self.config = environment, oracle, policy, config
         self.version = 0
@@ -137,7 +137,7 @@ class RolloutWorker:
         report = RolloutReport(
             num_sampled=len(batch),
             num_rejected=int(len(batch) - valid.sum()),
-            policy_version=int(batch.policy_version[0]),
+            policy_version=int(batch.policy_version[0]) if len(batch) else OFFLINE_VERSION,
             rollout_seconds=drawn.seconds,
             oracle_seconds=oracle_seconds,
             cpu_seconds=time.process_time(),
@@ -156,7 +156,14 @@ class RolloutWorker:
     def _draw(self, count: int, intended: np.ndarray | None) -> Drawn:
         seed = int(self._rng.integers(2**63))
         start = time.perf_counter()
-        batch = draw_trajectories(
+        batch = self._trajectories(count, seed, intended)
+        batch.policy_version[:] = self.version if intended is None else OFFLINE_VERSION
+        batch.seed[:] = seed
+        return Drawn(batch, time.perf_counter() - start)
+
+    def _trajectories(self, count: int, seed: int, intended: np.ndarray | None) -> TrajectoryBatch:
+        assert isinstance(self.policy, Policy)
+        return draw_trajectories(
             self.policy,
             self.environment,
             self.environment.noise,
@@ -166,9 +173,6 @@ class RolloutWorker:
             epsilon=self.config.epsilon,
             intended=intended,
         )
-        batch.policy_version[:] = self.version if intended is None else OFFLINE_VERSION
-        batch.seed[:] = seed
-        return Drawn(batch, time.perf_counter() - start)
 
     def _log_rejected(self, rejected: TrajectoryBatch) -> None:
         shown = rejected[:MAX_LOGGED_REJECTIONS]

@@ -14,10 +14,13 @@ import torch
 from actors.environments.sequence import SequenceError
 from distributed import cli
 from distributed.config import ConfigError
+from distributed.design_evaluation import DesignEvaluator
 from distributed.evaluate import open_sampler
 from distributed.evaluation import Evaluator
 from distributed.plots import attention_maps
 from distributed.progress import configure_logging
+from learner.drakes.denoiser import encode
+from learner.drakes.sampling import parse_template
 from learner.networks.prefixes import join_symbols
 from learner.networks.transformer import PrefixTransformer
 
@@ -40,14 +43,29 @@ def main(arguments: list[str] | None = None) -> int:
     evaluator, weights = open_sampler(options.path, overrides)
     evaluator.oracle.close()
     evaluator.load(weights)
-    maps = attention(evaluator, options.sequence, options.intended or options.sequence)
-    texts = [options.sequence, options.intended or options.sequence][: len(maps)]
+    intended = options.intended or options.sequence
+    if isinstance(evaluator, DesignEvaluator):
+        maps, texts = [denoiser_attention(evaluator, options.sequence)], [options.sequence]
+    else:
+        maps = attention(evaluator, options.sequence, intended)
+        texts = ["^" + text for text in (options.sequence, intended)][: len(maps)]
     try:
         attention_maps(maps, texts, options.out)
     except OSError as error:
         raise ConfigError(f"--out: {options.out} cannot be written ({error})") from error
     print(options.out)
     return cli.EXIT_DONE
+
+
+@torch.no_grad()
+def denoiser_attention(evaluator: DesignEvaluator, sequence: str) -> np.ndarray:
+    """Attention weights [layers, heads, L, L] on a sequence in which N is a masked position; raises ConfigError."""
+    alphabet, length = evaluator.environment.config.alphabet, evaluator.environment.config.length
+    try:
+        tokens = parse_template(sequence, alphabet, length)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return evaluator.denoiser.attention(encode(tokens, len(alphabet))[None])[:, 0].numpy()
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import numpy as np
 from distributed.backend import Accounting
 from distributed.config import ExperimentConfig, parse_yaml, read_limited, shortened, validate
 from learner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from learner.drakes.learner import DrakesLearner
 from learner.gflownet import EvaluationWeights, GFlowNetLearner, check_step
 
 LEARNER_FILE, BUFFER_FILE, STATE_FILE = "learner.pt", "replay_buffer.npz", "state.json"
@@ -80,12 +81,12 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def save_learner(learner: GFlowNetLearner, config: ExperimentConfig, folder: Path) -> None:
+def save_learner(learner: GFlowNetLearner | DrakesLearner, config: ExperimentConfig, folder: Path) -> None:
     """Write the learner and its configuration into `folder`."""
     save_checkpoint(folder / LEARNER_FILE, {"learner": learner.state_dict(), "config": config.to_yaml()})
 
 
-def restore_learner(learner: GFlowNetLearner, folder: Path) -> None:
+def restore_learner(learner: GFlowNetLearner | DrakesLearner, folder: Path) -> None:
     """Continue from the learner saved in `folder`; raises CheckpointError if it does not fit."""
     try:
         learner.load_state_dict(load_checkpoint(folder / LEARNER_FILE)["learner"])

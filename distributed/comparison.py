@@ -23,6 +23,7 @@ from distributed.experiment import derive_seed, make_environment, make_oracle
 from distributed.local_backend import SerialBackend
 from learner.configs import StrictConfig
 from learner.exact_baselines import law_through_noise, metropolis_law
+from learner.gflownet import GFlowNetLearner
 
 BASELINES: dict[str, Callable[..., SearchBaseline]] = {
     "uniform": UniformSearch,
@@ -98,6 +99,8 @@ def _train(config: ExperimentConfig, cpu_seconds: float) -> dict[str, float]:
     """Train for `cpu_seconds`; the schedule's end is moved to where the time runs out."""
     backend = SerialBackend(config)
     backend.start(None)
+    if not isinstance(backend.learner, GFlowNetLearner):
+        raise ConfigError("generator.name: objectives are compared for gflownet only")
     try:
         start, used = time.process_time(), 0.0
         while used < cpu_seconds:

@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -16,6 +16,7 @@ from actors.oracles.tfbind8 import TFBind8Config
 from actors.replay_buffer import ReplayConfig
 from actors.rollout import ActorsConfig
 from learner.configs import StrictConfig
+from learner.drakes.config import DrakesConfig, GFlowNetConfig
 from learner.dynamics import DynamicsConfig
 from learner.gflownet import LearnerConfig
 from learner.metrics import SampleMetricsConfig
@@ -24,7 +25,7 @@ from learner.objectives.config import ObjectiveConfig
 from learner.rewards import RewardConfig
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "tune_configs" / "tfbind8.yaml"
-DEFAULT_NAMES = {"oracle": "tfbind8", "network": "mlp"}
+DEFAULT_NAMES = {"oracle": "tfbind8", "network": "mlp", "generator": "gflownet"}
 MAX_CONFIG_BYTES = 1_000_000
 MAX_DEPTH = 50
 """Mappings and lists of a config within each other."""
@@ -105,10 +106,14 @@ class TrackingConfig(StrictConfig):
     """Learner steps between records of training metrics."""
 
 
+GeneratorConfig = Annotated[GFlowNetConfig | DrakesConfig, Field(discriminator="name")]
+
+
 class ExperimentConfig(StrictConfig):
     """All sections."""
 
     run: RunConfig = RunConfig()
+    generator: GeneratorConfig = GFlowNetConfig()
     environment: EnvironmentConfig = EnvironmentConfig()
     oracle: OracleConfig = TFBind8Config()
     reward: RewardConfig = RewardConfig()
@@ -129,11 +134,29 @@ class ExperimentConfig(StrictConfig):
                 "dynamics.mode: on_policy goes with replay.priority_exponent: 0; outcomes chosen by their score would bias "
                 "the dynamics model"
             )
+        self._check_generator()
         if self.run.backend == "serial" and self.run.address is not None:
             raise ValueError("run.address goes with run.backend: ray")
         if self.run.address is not None and self.run.address.startswith("ray://"):
             raise ValueError("run.address: ray:// is not supported; start the run on a node of the cluster with 'auto'")
         return self
+
+    def _check_generator(self) -> None:
+        if self.generator.name == "gflownet":
+            return
+        environment = self.environment
+        if environment.alphabet != "ACGT" or environment.variable_length or environment.noise:
+            raise ValueError(
+                "generator.name drakes draws DNA of one length without noise: environment.alphabet ACGT, variable_length "
+                f"false, noise 0; got {environment.alphabet}, {environment.variable_length}, {environment.noise}"
+            )
+        if self.replay.offline_source == "none":
+            raise ValueError("generator.name drakes is pretrained: replay.offline_source must be lower_half or file")
+        if self.run.num_learner_steps < self.generator.pretraining.num_steps:
+            raise ValueError(
+                f"run.num_learner_steps: {self.run.num_learner_steps} are fewer than the first "
+                f"generator.pretraining.num_steps {self.generator.pretraining.num_steps}"
+            )
 
     def to_yaml(self) -> str:
         """The resolved configuration, in the form of a config file."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from distributed import cli
 from distributed.checkpoints import load_sampler
 from distributed.config import ConfigError, ExperimentConfig, apply_overrides, validate
-from distributed.evaluation import Evaluator
 from distributed.experiment import check_memory, make_environment, make_oracle
+from distributed.families import AnyEvaluator, make_evaluator
 from distributed.progress import configure_logging, print_summary
 from distributed.run_folder import to_json
 from learner.checkpoint import CheckpointError
@@ -44,14 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
     return cli.EXIT_DONE
 
 
-def open_sampler(path: Path, overrides: list[tuple[str, str]]) -> tuple[Evaluator, EvaluationWeights]:
+def open_sampler(path: Path, overrides: list[tuple[str, str]]) -> tuple[AnyEvaluator, EvaluationWeights]:
     """Evaluator and weights of a trained sampler; raises ConfigError for whatever cannot be read or does not fit."""
     try:
         config, weights = load_sampler(path)
         config = override(config, overrides)
         check_memory(config, training=False)
         environment = make_environment(config)
-        evaluator = Evaluator(config, environment, make_oracle(config, environment))
+        evaluator = make_evaluator(config, environment, make_oracle(config, environment))
         evaluator.load(weights)
     except (CheckpointError, ValueError) as error:
         raise ConfigError(str(error)) from error

@@ -1,6 +1,7 @@
 """Judging a sampler: exactly where the space can be enumerated, from samples always."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +38,18 @@ class ExactLaw:
     """float32 [n]: raw scores; NaN where a sequence is rejected."""
 
 
+def exact_wanted(config: ExperimentConfig, environment: SequenceEnvironment, oracle: Oracle) -> bool:
+    """Whether the law over the whole space is to be computed; raises ConfigError if it is asked for and too large."""
+    evaluation, size = config.evaluation, environment.space.num_sequences
+    fits = size <= evaluation.max_sequences
+    if evaluation.exact == "always" and not fits:
+        raise ConfigError(
+            f"evaluation.exact: got 'always', but the space has {_shown(size)} sequences; allowed: up to "
+            f"evaluation.max_sequences = {evaluation.max_sequences:,}"
+        )
+    return fits and (evaluation.exact == "always" or (evaluation.exact == "auto" and oracle.enumerable))
+
+
 class EvaluatedSamples(NamedTuple):
     """Scored samples and what they stand for."""
 
@@ -59,7 +72,12 @@ class Evaluator:
         self._dynamics = DynamicsModel(environment.space, config.dynamics.network)
         self._dynamics_weights = FlatParameters(self._dynamics)
         self._has_dynamics = config.objective.uses_dynamics
-        self.is_exact = self._exact_wanted()
+        if self.policy.thought_context and config.evaluation.exact == "always":
+            raise ConfigError(
+                "evaluation.exact: got 'always', but with network.thought_context the law depends on all strings of "
+                "intentions; allowed: auto, never (distances are then estimated from samples)"
+            )
+        self.is_exact = not self.policy.thought_context and exact_wanted(config, environment, oracle)
         space = environment.space
         self._kmer_size = min(config.evaluation.kmer_size, space.max_length)
         if space.num_tokens**self._kmer_size > MAX_KMERS:
@@ -68,23 +86,6 @@ class Evaluator:
             )
         if self.is_exact:
             self._enumerate_target()
-
-    def _exact_wanted(self) -> bool:
-        evaluation, size = self.config.evaluation, self.environment.space.num_sequences
-        if self.policy.thought_context:
-            if evaluation.exact == "always":
-                raise ConfigError(
-                    "evaluation.exact: got 'always', but with network.thought_context the law depends on all strings of "
-                    "intentions; allowed: auto, never (distances are then estimated from samples)"
-                )
-            return False
-        fits = size <= evaluation.max_sequences
-        if evaluation.exact == "always" and not fits:
-            raise ConfigError(
-                f"evaluation.exact: got 'always', but the space has {_shown(size)} sequences; allowed: up to "
-                f"evaluation.max_sequences = {evaluation.max_sequences:,}"
-            )
-        return fits and (evaluation.exact == "always" or (evaluation.exact == "auto" and self.oracle.enumerable))
 
     def _enumerate_target(self) -> None:
         need_enumeration(self.environment)
@@ -103,6 +104,9 @@ class Evaluator:
             )  # an attainable set of another form; excess_kl is then not reported
         else:
             self._kl_floor, self._tv_floor = exact.kl_floor(space, self._target, floor)
+
+    def draw_plots(self, folder: Path, law: ExactLaw | None) -> None:
+        """Nothing besides what every run shows."""
 
     def load(self, weights: EvaluationWeights) -> None:
         """Take over the weights to judge; raises ValueError if they belong to other networks."""

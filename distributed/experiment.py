@@ -6,7 +6,10 @@ import zlib
 
 import numpy as np
 import torch
+from torch import nn
 
+from actors.denoising import DenoisingWorker
+from actors.design_buffer import DesignBuffer
 from actors.environments.sequence import SequenceEnvironment, SequenceError
 from actors.oracles.base import Oracle, OracleDataError
 from actors.oracles.registry import build_oracle
@@ -14,12 +17,16 @@ from actors.oracles.table import read_sequences
 from actors.replay_buffer import ReplayBuffer, trajectory_bytes
 from actors.rollout import RolloutWorker
 from distributed.config import ConfigError, ExperimentConfig
+from learner.drakes.config import DrakesConfig
+from learner.drakes.denoiser import Denoiser
+from learner.drakes.learner import DrakesLearner
 from learner.dynamics import DynamicsModel
-from learner.gflownet import GFlowNetLearner
+from learner.gflownet import GFlowNetLearner, resolve_device
 from learner.policy import Policy
 
 logger = logging.getLogger(__name__)
 GIB = 2**30
+Learner = GFlowNetLearner | DrakesLearner
 
 
 def derive_seed(seed: int, role: str, index: int = 0, incarnation: int = 0) -> int:
@@ -43,15 +50,47 @@ def make_policy(config: ExperimentConfig, environment: SequenceEnvironment) -> P
     return Policy(environment.space, config.network, **config.objective.policy_heads)
 
 
-def make_learner(config: ExperimentConfig) -> GFlowNetLearner:
-    """The learner, at step 0."""
+def make_denoiser(config: ExperimentConfig) -> Denoiser:
+    """An untrained denoiser on the CPU."""
+    assert isinstance(config.generator, DrakesConfig)
+    return Denoiser(len(config.environment.alphabet), config.environment.length, config.generator.denoiser)
+
+
+def make_learner(config: ExperimentConfig, *, device: str | None = None) -> Learner:
+    """The learner, at step 0, on `learner.device` unless told otherwise."""
+    if isinstance(config.generator, DrakesConfig):
+        return _make_drakes_learner(config, config.generator, device or config.learner.device)
     return GFlowNetLearner(
         make_environment(config).space,
         network=config.network,
         objective=config.objective,
         dynamics=config.dynamics,
         reward=config.reward,
-        learner=config.learner,
+        learner=config.learner.model_copy(update={"device": device or config.learner.device}),
+        total_steps=config.run.num_learner_steps,
+        seed=derive_seed(config.run.seed, "learner"),
+    )
+
+
+def _make_drakes_learner(config: ExperimentConfig, generator: DrakesConfig, device: str) -> DrakesLearner:
+    environment = make_environment(config)
+    oracle = make_oracle(config, environment)
+    try:
+        offline = offline_sequences(config, environment, oracle)
+        assert offline is not None
+        tokens, lengths = offline
+        if (lengths != environment.config.length).any():
+            raise OracleDataError(f"replay.offline_path: allowed are sequences of length {environment.config.length}")
+        scores = oracle.score(tokens, lengths) if oracle.enumerable else None
+    finally:
+        oracle.close()
+    return DrakesLearner(
+        generator,
+        environment.config.length,
+        len(environment.config.alphabet),
+        data=tokens,
+        scores=scores,
+        device=resolve_device(device),
         total_steps=config.run.num_learner_steps,
         seed=derive_seed(config.run.seed, "learner"),
     )
@@ -62,6 +101,9 @@ def make_rollout_worker(config: ExperimentConfig, index: int, incarnation: int =
     environment = make_environment(config)
     seed = derive_seed(config.run.seed, "rollout", index, incarnation)
     oracle = make_oracle(config, environment)
+    if isinstance(config.generator, DrakesConfig):
+        denoiser, sampling = make_denoiser(config), config.generator.rollout
+        return DenoisingWorker(environment, oracle, denoiser, config.actors, sampling, seed=seed)
     return RolloutWorker(environment, oracle, make_policy(config, environment), config.actors, seed=seed)
 
 
@@ -69,6 +111,14 @@ def make_replay_buffer(config: ExperimentConfig) -> ReplayBuffer:
     """An empty replay buffer."""
     num_actions = len(config.environment.alphabet) + config.environment.variable_length
     seed = derive_seed(config.run.seed, "replay")
+    if isinstance(config.generator, DrakesConfig):
+        generator, length = config.generator, config.environment.length
+        wanted = generator.bank_weight > 0 or generator.local_search_share > 0
+        num_actions = generator.rollout.num_steps + 2  # reveal steps, up to one more than the grid's
+        return DesignBuffer(
+            config.replay, length, seed=seed, num_actions=num_actions,
+            num_banked=generator.bank_batch_size if wanted else 0,
+        )  # fmt: skip
     return ReplayBuffer(config.replay, config.environment.length, seed=seed, num_actions=num_actions)
 
 
@@ -77,7 +127,11 @@ def check_memory(config: ExperimentConfig, *, training: bool) -> None:
     environment, length = make_environment(config), config.environment.length
     space = environment.space
     with torch.device("meta"):
-        networks = [make_policy(config, environment), DynamicsModel(space, config.dynamics.network)]
+        networks: list[nn.Module] = (
+            [make_denoiser(config)]
+            if isinstance(config.generator, DrakesConfig)
+            else [make_policy(config, environment), DynamicsModel(space, config.dynamics.network)]
+        )
     num_parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
     copies = 5 if training else 2  # weights, gradient, average and two moments
     need_memory("network.hidden_size and the like", f"{num_parameters:,} parameters", 4 * copies * num_parameters)
@@ -108,7 +162,8 @@ def need_enumeration(environment: SequenceEnvironment) -> None:
 
 def num_dynamics_trajectories(config: ExperimentConfig, num_fresh: int) -> int:
     """Replayed trajectories that the dynamics model needs for a learner call with `num_fresh` fresh ones."""
-    if config.dynamics.mode == "on_policy" or not config.objective.uses_dynamics:
+    on_policy = config.dynamics.mode == "on_policy" or not config.objective.uses_dynamics
+    if on_policy or config.generator.name != "gflownet":
         return 0
     total = num_fresh / (1 - config.replay.replay_share - config.replay.offline_share)
     steps = max(1, round(total / config.learner.batch_size))

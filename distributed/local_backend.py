@@ -4,22 +4,28 @@ import time
 from pathlib import Path
 from typing import Any
 
-from actors.replay_buffer import ReplayBuffer
+import numpy as np
+
+from actors.replay_buffer import Draw, ReplayBuffer
 from actors.rollout import RolloutWorker
 from actors.trajectories import TrajectoryBatch, mix
 from distributed.backend import Accounting, RunFailed, StepResult
 from distributed.checkpoints import BUFFER_FILE, STATE_FILE, load_state, restore_learner, save_learner
 from distributed.config import ExperimentConfig
 from distributed.experiment import (
+    Learner,
     make_learner,
     make_replay_buffer,
     make_rollout_worker,
     num_dynamics_trajectories,
     offline_sequences,
 )
-from learner.gflownet import EvaluationWeights, GFlowNetLearner
+from learner.drakes.learner import DrakesLearner
+from learner.gflownet import EvaluationWeights
 
 SOURCE = "serial"
+OFFLINE_STEPS = 20
+"""Steps of a call in which the learner trains on offline data only."""
 
 
 class SerialBackend:
@@ -27,7 +33,7 @@ class SerialBackend:
 
     def __init__(self, config: ExperimentConfig):
         self.config, self.accounting = config, Accounting()
-        self.learner: GFlowNetLearner = make_learner(config)
+        self.learner = make_learner(config)
         self.buffer: ReplayBuffer = make_replay_buffer(config)
         self.worker: RolloutWorker = make_rollout_worker(config, index=0)
         self._number, self._earlier_cpu_seconds = 0, 0.0
@@ -54,6 +60,10 @@ class SerialBackend:
 
     def step(self) -> StepResult | None:
         """Draw, store, learn, hand the weights over; None if every trajectory was rejected."""
+        if self.learner.is_offline:
+            metrics = self.learner.offline_update(OFFLINE_STEPS)
+            self.accounting.cpu_seconds = self._earlier_cpu_seconds + time.process_time()
+            return StepResult(self.learner.step, metrics)
         self.worker.set_weights(self.learner.weights(), self.accounting.policy_version)
         fresh, report = self.worker.rollout()
         accounting = self.accounting
@@ -62,13 +72,23 @@ class SerialBackend:
         accounting.num_stored += self.buffer.add(fresh, SOURCE, self._number)
         self._number += 1
         draw = self.buffer.draw(len(fresh), num_dynamics_trajectories(self.config, len(fresh)))
-        metrics = learn(self.learner, fresh, draw.policy, draw.dynamics)
+        metrics = learn(self.learner, fresh, draw)
+        self._score_designs()
         accounting.num_trained += len(fresh)
         accounting.policy_version += 1
         accounting.lags.append(0)
         accounting.cpu_seconds = self._earlier_cpu_seconds + time.process_time()
         metrics |= {"rollout_seconds": report.rollout_seconds, "oracle_seconds": report.oracle_seconds}
         return StepResult(self.learner.step, metrics)
+
+    def _score_designs(self) -> None:
+        """Sequences that the learner wants to know more of go through the oracle into the buffer."""
+        designs = self.learner.take_designs()
+        if len(designs):
+            batch, report = self.worker.rollout_offline(designs, np.full(len(designs), designs.shape[1]))
+            if self.accounting.count_rollout(report):
+                self.accounting.num_stored += self.buffer.add(batch, SOURCE, self._number)
+                self._number += 1
 
     def drain(self) -> None:
         """Nothing is ever under way."""
@@ -96,8 +116,8 @@ class SerialBackend:
         self.worker.oracle.close()
 
 
-def learn(
-    learner: GFlowNetLearner, fresh: TrajectoryBatch, policy: TrajectoryBatch | None, dynamics: TrajectoryBatch | None
-) -> dict[str, float]:
-    """One call of the learner: `fresh` evenly mixed with replayed ones for the policy, `dynamics` for the dynamics."""
-    return learner.update(mix([fresh] if policy is None else [fresh, policy]), dynamics)
+def learn(learner: Learner, fresh: TrajectoryBatch, draw: Draw) -> dict[str, float]:
+    """One call of the learner with `fresh` trajectories and what the buffer drew: replayed ones join the fresh ones."""
+    if isinstance(learner, DrakesLearner):
+        return learner.update(fresh, bank=draw.banked)
+    return learner.update(mix([fresh] if draw.policy is None else [fresh, draw.policy]), draw.dynamics)

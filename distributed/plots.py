@@ -20,6 +20,12 @@ CURVES = {
     "sampled_tv": "total variation, from samples",
     "sampled_reverse_kl": "KL to the target, from samples [nats]",
     "entropy_ratio": "entropy ratio",
+    "nelbo": "NELBO [nats]",
+    "exact_nll": "exact negative log-likelihood of the data [nats]",
+    "objective_j": "E[score] − α · path KL",
+    "path_kl": "KL of the paths to the pretrained model [nats]",
+    "reward_model_loss": "loss of the reward model",
+    "kmer_correlation": "correlation of k-mers with the data",
     "batch_score": "mean score",
     "policy_lag": "policy lag [versions]",
 }
@@ -55,6 +61,19 @@ def probability_scatter(law: ExactLaw, path: Path) -> None:
     axes.set(xlabel="log10 target probability", ylabel="log10 learned probability", title="every sequence of the space")
     axes.legend()
     figure.colorbar(image, label="sequences")
+    figure.savefig(path, dpi=110)
+
+
+def frontier(best: Sequence[tuple[float, float]], reached: tuple[float, float], path: Path) -> None:
+    """The largest mean score at each path KL, (KL [nats], score) points, and the one that was reached."""
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(*zip(*sorted(best), strict=True), lw=1.5, label="best possible")
+    axes.plot(*reached, "o", color="tab:red", label="generator")
+    axes.set(xlabel="KL of the paths to the pretrained model [nats]", ylabel="mean score")
+    axes.set_xlim(0, max(1.0, 1.5 * reached[0]))
+    axes.legend()
+    axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
 
@@ -135,13 +154,13 @@ def comparison_plot(rows: Sequence[Summary], path: Path) -> None:
 
 
 def attention_maps(maps: Sequence[np.ndarray], texts: Sequence[str], path: Path) -> None:
-    """Heat maps of attention weights [layers, heads, t+1, t+1] of each stream, which reads `texts[stream]`."""
+    """Heat maps of attention weights [layers, heads, t, t] of each stream, which reads the t signs of `texts[stream]`."""
     rows = [(stream, layer) for stream, weights in enumerate(maps) for layer in range(len(weights))]
     num_heads, side = maps[0].shape[1], min(8.0, max(2.2, 0.16 * maps[0].shape[-1]))
     figure = Figure(figsize=(side * num_heads + 1, side * len(rows) + 0.5), layout="constrained")
     grid = figure.subplots(len(rows), num_heads, squeeze=False)
     for axes_row, (stream, layer) in zip(grid, rows, strict=True):
-        labels = ["^", *texts[stream]]
+        labels = list(texts[stream])
         for head, axes in enumerate(axes_row):
             image = axes.imshow(maps[stream][layer, head], vmin=0, vmax=1, cmap="magma")
             axes.set_title(f"{('realised', 'intended')[stream]}, layer {layer + 1}, head {head + 1}", fontsize=8)

@@ -16,7 +16,7 @@ from actors.trajectories import TrajectoryBatch, concatenate
 from distributed.checkpoints import BUFFER_FILE, restore_learner, save_learner
 from distributed.config import ExperimentConfig
 from distributed.experiment import make_learner, make_replay_buffer, make_rollout_worker
-from distributed.local_backend import learn
+from distributed.local_backend import OFFLINE_STEPS, learn
 from learner.gflownet import EvaluationWeights
 
 
@@ -48,6 +48,13 @@ class RolloutActor:
         """Given sequences pushed through the noise process."""
         with self._lock:
             drawn = self._worker.draw_offline(tokens, lengths)
+        return self._worker.score(drawn)
+
+    @ray.method(num_returns=2)
+    def rollout_designs(self, designs: np.ndarray) -> tuple[TrajectoryBatch, RolloutReport]:
+        """Sequences of the learner's, scored."""
+        with self._lock:
+            drawn = self._worker.draw_offline(designs, np.full(len(designs), designs.shape[1]))
         return self._worker.score(drawn)
 
 
@@ -114,7 +121,7 @@ class LearnerActor:
     def update(self, draw: Draw, *fresh: TrajectoryBatch) -> tuple[dict[str, float], np.ndarray]:
         """Train on the `fresh` batches and the drawn trajectories; metrics and the new policy weights are separate objects."""
         start = time.perf_counter()
-        metrics = learn(self._learner, concatenate(fresh), draw.policy, draw.dynamics)
+        metrics = learn(self._learner, concatenate(fresh), draw)
         self._busy_seconds += time.perf_counter() - start
         share = self._busy_seconds / (time.perf_counter() - self._started)
         metrics |= {
@@ -123,6 +130,21 @@ class LearnerActor:
             "learner_cpu_seconds": time.process_time(),
         }
         return metrics, self._learner.weights()
+
+    def is_offline(self) -> bool:
+        """Whether the next step needs no rollouts."""
+        return self._learner.is_offline
+
+    @ray.method(num_returns=2)
+    def offline_update(self) -> tuple[dict[str, float], np.ndarray]:
+        """Train on offline data; as `update`, with `is_offline` among the metrics."""
+        metrics = self._learner.offline_update(OFFLINE_STEPS)
+        metrics |= {"step": self._learner.step, "learner_utilisation": 1.0, "learner_cpu_seconds": time.process_time()}
+        return metrics | {"is_offline": self._learner.is_offline}, self._learner.weights()
+
+    def take_designs(self) -> np.ndarray:
+        """Sequences int16 [n, L] of the last call that the oracle shall score."""
+        return self._learner.take_designs()
 
     def weights(self) -> np.ndarray:
         """Policy parameters for rollouts."""

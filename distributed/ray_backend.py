@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from actors.rollout import RolloutReport
+from actors.trajectories import OFFLINE_VERSION
 from distributed.backend import Accounting, RunFailed, StepResult
 from distributed.checkpoints import STATE_FILE, CheckpointStore, load_state
 from distributed.config import ExperimentConfig
@@ -50,9 +51,10 @@ class RayBackend:
         self._earlier_cpu_seconds, self._session = 0.0, 0
         self._times: dict[str, list[float]] = {}
         self._looked = 0.0
+        self._num_designs = getattr(config.generator, "num_designs", 0)
         self._gauges: RunGauges | None = None
         self._newest: dict[str, float] = {}
-        self._owns_ray = False
+        self._owns_ray, self._is_offline = False, False
         self._pool = RolloutPool(config, self._calls, self.accounting)
 
     def start(self, checkpoint: Path | None) -> None:
@@ -77,6 +79,7 @@ class RayBackend:
             self._prefill()
 
     def _broadcast_from_learner(self) -> None:
+        self._is_offline = self._ask(lambda: self._learner.handle.is_offline.remote())
         weights = ray.put(self._ask(lambda: self._learner.handle.weights.remote()))
         self._pool.set_weights(weights, self.accounting.policy_version)
 
@@ -119,7 +122,7 @@ class RayBackend:
                 result = self._finish(reference) if reference in self._calls else None
                 if result is not None:
                     return result
-            if self._calls.count("add") < MAX_ADDS_IN_FLIGHT:  # else the buffer lags behind
+            if self._calls.count("add") < MAX_ADDS_IN_FLIGHT and not self._is_offline:  # else the buffer lags behind
                 self._pool.submit(num_waiting=len(self._fresh))
             self._submit_updates()
             self._ended.extend(self._calls.ended(POLL_SECONDS))
@@ -141,6 +144,11 @@ class RayBackend:
 
     def _submit_updates(self) -> None:
         """Keep the learner busy; a call takes as many waiting batches as fit one of its own, so small ones go together."""
+        if self._is_offline:
+            if not self._calls.count("update"):
+                metrics, weights = self._learner.handle.offline_update.remote()
+                self._track(metrics, "update", self._learner, weights=weights)
+            return
         while self._fresh and self._calls.count("update") < MAX_UPDATES_IN_FLIGHT:
             taken, count = list[FreshBatch](), 0
             while self._fresh and (not taken or count + self._fresh[0].count <= self.config.learner.batch_size):
@@ -160,6 +168,14 @@ class RayBackend:
         """Whether the learner will be too many versions ahead when it comes to `batch`."""
         limit = self.config.actors.policy_lag_limit(len(self._pool.slots))
         return self.accounting.policy_version + self._calls.count("update") - batch.version > limit
+
+    def _score_designs(self) -> None:
+        """Sequences that the learner wants to know more of go through an oracle into the buffer."""
+        if self._num_designs and self._pool.slots:
+            slot = min(self._pool.slots, key=lambda slot: slot.num_calls)
+            designs = self._learner.handle.take_designs.remote()
+            batch, report = slot.handle.rollout_designs.remote(designs)
+            self._track(report, "rollout", slot, batch=batch, source=slot.source)
 
     def _submit_add(self, batch: Any, count: int, source: str, number: int) -> None:
         reference = self._buffer.handle.add.remote(batch, source, number)
@@ -188,13 +204,16 @@ class RayBackend:
         call.slot.silent_since = None
         for name in ("rollout_seconds", "oracle_seconds"):
             self._times.setdefault(name, []).append(getattr(report, name))
+        if not report.num_sampled:  # a learner that was replaced had no designs to be scored
+            return
         count = self.accounting.count_rollout(report)
         if not count:
             return
         self.accounting.num_in_flight += count
         self._submit_add(call.batch, count, call.source, self._numbers[call.source])
         self._numbers[call.source] += 1
-        self._fresh.append(FreshBatch(call.batch, count, report.policy_version))
+        if report.policy_version != OFFLINE_VERSION:
+            self._fresh.append(FreshBatch(call.batch, count, report.policy_version))
 
     def _add_done(self, call: Pending, accepted: int) -> None:
         """A batch that the buffer already had before it was restored is among those that `set_stored` counted."""
@@ -211,7 +230,11 @@ class RayBackend:
             self._pool.set_weights(call.weights, accounting.policy_version)
         self._cpu[self._learner.source] = metrics.pop("learner_cpu_seconds")
         accounting.cpu_seconds = self._earlier_cpu_seconds + time.process_time() + sum(self._cpu.values())
-        self._newest = {"learner_utilisation": metrics["learner_utilisation"], "policy_lag": accounting.lags[-1]}
+        self._newest |= {"learner_utilisation": metrics["learner_utilisation"]}
+        if call.fresh:
+            self._newest["policy_lag"] = accounting.lags[-1]
+            self._score_designs()
+        self._is_offline = bool(metrics.pop("is_offline", False))
         times, self._times = self._times, {}
         means = {name: math.fsum(values) / len(values) for name, values in times.items()}
         return StepResult(int(metrics.pop("step")), metrics | means | self._queues())

@@ -16,7 +16,6 @@ from distributed import cli
 from distributed.backend import Backend
 from distributed.checkpoints import BUFFER_FILE, load_state, restore_learner
 from distributed.config import DEFAULT_CONFIG, ConfigError, ExperimentConfig, load_config
-from distributed.evaluation import Evaluator
 from distributed.experiment import (
     check_memory,
     make_environment,
@@ -25,6 +24,7 @@ from distributed.experiment import (
     make_replay_buffer,
     offline_sequences,
 )
+from distributed.families import AnyEvaluator, make_evaluator
 from distributed.progress import configure_logging, print_summary
 from distributed.run_folder import RunFolder, default_name
 from distributed.training_loop import DONE, INTERRUPTED, Hooks, TrainingLoop
@@ -100,7 +100,7 @@ def train_in_folder(
         evaluator.oracle.close()
 
 
-def prepare(config: ExperimentConfig, environment: SequenceEnvironment, *, resumed: bool) -> Evaluator:
+def prepare(config: ExperimentConfig, environment: SequenceEnvironment, *, resumed: bool) -> AnyEvaluator:
     """Load the oracle and enumerate the target; whatever is wrong with data or sizes is a ConfigError now."""
     try:
         check_memory(config, training=True)
@@ -109,7 +109,7 @@ def prepare(config: ExperimentConfig, environment: SequenceEnvironment, *, resum
         oracle = make_oracle(config, environment)
         if not resumed:  # a checkpoint holds the offline data
             offline_sequences(config, environment, oracle)
-        return Evaluator(config, environment, oracle)
+        return make_evaluator(config, environment, oracle)
     except (OracleDataError, ValueError) as error:
         raise ConfigError(str(error)) from error
 
@@ -129,9 +129,7 @@ def newest_readable(folder: RunFolder, config: ExperimentConfig) -> tuple[Path, 
     """The newest checkpoint that `config` can go on from, and its state; raises ConfigError if there is none."""
     try:
         check_memory(config, training=True)
-        learner = make_learner(
-            config.model_copy(update={"learner": config.learner.model_copy(update={"device": "cpu"})})
-        )
+        learner = make_learner(config, device="cpu")
     except ValueError as error:
         raise ConfigError(str(error)) from error
     faults = []

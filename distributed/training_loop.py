@@ -19,7 +19,8 @@ from distributed import plots
 from distributed.backend import Backend, RunFailed, StepResult
 from distributed.checkpoints import LEARNER_FILE
 from distributed.config import ExperimentConfig
-from distributed.evaluation import EvaluatedSamples, Evaluator, ExactLaw
+from distributed.evaluation import EvaluatedSamples, ExactLaw
+from distributed.families import AnyEvaluator
 from distributed.progress import ProgressLine
 from distributed.run_folder import RunFolder, finite
 from distributed.tracking import MlflowTracker
@@ -85,7 +86,7 @@ class TrainingLoop:
         config: ExperimentConfig,
         folder: RunFolder,
         backend: Backend,
-        evaluator: Evaluator,
+        evaluator: AnyEvaluator,
         hooks: Hooks | None = None,
     ):
         self.config, self.folder, self.backend, self.evaluator = config, folder, backend, evaluator
@@ -284,6 +285,7 @@ class TrainingLoop:
                 plots.probability_scatter(law, folder / "probability_scatter.png")
             if evaluated.kmers is not None:
                 plots.kmer_scatter(evaluated.kmers, folder / "kmer_scatter.png")
+            self.evaluator.draw_plots(folder, law)
             environment = self.evaluator.environment
             lengths = environment.lengths(samples.tokens, samples.num_steps)
             tokens = environment.as_actions(samples.tokens, lengths)  # as `num_modes` compares them

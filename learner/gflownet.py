@@ -92,6 +92,19 @@ class GFlowNetLearner:
         self.dynamics_optimiser = _adam([_group(self.dynamics_weights.vector, dynamics.learning_rate)])
         self.step = 0
 
+    @property
+    def is_offline(self) -> bool:
+        """Whether the next step needs no rollouts: never."""
+        return False
+
+    def offline_update(self, count: int) -> dict[str, float]:
+        """Nothing to learn without rollouts."""
+        return {}
+
+    def take_designs(self) -> np.ndarray:
+        """No sequences for the oracle but those of the rollouts."""
+        return np.zeros((0, 0), np.int16)
+
     def _policy_groups(self) -> list[dict[str, Any]]:
         """What the policy's optimiser treats apart: log Z, where it is a parameter of its own, has its own step size."""
         step_size = self.objective.log_z_step_size

@@ -48,6 +48,11 @@ def mean_pairwise_hamming(tokens: np.ndarray) -> float:
     return float(tokens.shape[1] - agreeing / (count * (count - 1)))
 
 
+def unique_fraction(tokens: np.ndarray) -> float:
+    """Distinct rows of `tokens` int [n, T], n > 0, as a share of all."""
+    return len(np.unique(tokens, axis=0)) / len(tokens)
+
+
 def sample_metrics(tokens: np.ndarray, scores: np.ndarray, config: SampleMetricsConfig) -> dict[str, float]:
     """Score and diversity of samples `tokens` int [n, T] (one token for all padding) with `scores` float [n].
 
@@ -55,7 +60,6 @@ def sample_metrics(tokens: np.ndarray, scores: np.ndarray, config: SampleMetrics
     """
     if len(tokens) == 0:
         raise NoSampleError("no sample to measure: every one was rejected")
-    distinct = np.unique(tokens, axis=0)
     ordered = np.sort(scores)[::-1]
     return {
         "mean_score": float(scores.mean()),
@@ -63,7 +67,7 @@ def sample_metrics(tokens: np.ndarray, scores: np.ndarray, config: SampleMetrics
         "median_score": float(np.median(scores)),
         "q90_score": float(np.quantile(scores, 0.9)),
         "top100_mean": float(ordered[:100].mean()),
-        "unique_fraction": len(distinct) / len(tokens),
+        "unique_fraction": unique_fraction(tokens),
         "mean_hamming": mean_pairwise_hamming(tokens),
         "num_modes": len(find_modes(tokens, scores, cutoff=config.mode_cutoff, distance=config.mode_distance)),
     }

@@ -6,6 +6,8 @@ reads its own earlier intentions, p_θ is that of the sequence given them, and t
 upper bounds. Shapes: n samples, T steps, A actions.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -43,15 +45,24 @@ def importance_metrics(
     excludes (the reverse KL is then infinite).
     """
     log_weights = np.asarray(log_rewards, dtype=np.float64) - log_probabilities
-    count, tail = len(log_weights), (1 - CONFIDENCE) / 2
-    resampled: dict[str, list[float]] = {}
-    for _ in range(NUM_RESAMPLES):
-        rows = rng.integers(count, size=count)
-        for name, value in _estimates(log_weights[rows], scores[rows]).items():
-            resampled.setdefault(name, []).append(value)
     weights = np.exp(log_weights - log_weights.max())
-    metrics = {"effective_sample_fraction": float(weights.sum() ** 2 / (count * (weights**2).sum()))}
-    for name, value in _estimates(log_weights, scores).items():
+    metrics = {"effective_sample_fraction": float(weights.sum() ** 2 / (len(weights) * (weights**2).sum()))}
+    return metrics | bootstrap(lambda rows: _estimates(log_weights[rows], scores[rows]), len(log_weights), rng)
+
+
+def bootstrap(
+    estimates: Callable[[np.ndarray], dict[str, float]], count: int, rng: np.random.Generator
+) -> dict[str, float]:
+    """`estimates` from `count` samples by their row numbers int64 [count], each with `_low` and `_high` of its interval.
+
+    Percentile intervals of 95%, from 400 draws of the samples with replacement (Efron 1979).
+    """
+    tail, resampled = (1 - CONFIDENCE) / 2, dict[str, list[float]]()
+    for _ in range(NUM_RESAMPLES):
+        for name, value in estimates(rng.integers(count, size=count)).items():
+            resampled.setdefault(name, []).append(value)
+    metrics: dict[str, float] = {}
+    for name, value in estimates(np.arange(count)).items():
         low, high = np.quantile(resampled[name], [tail, 1 - tail], method="inverted_cdf")
         metrics |= {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
     return metrics

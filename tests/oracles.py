@@ -16,6 +16,16 @@ def nan_for_aaa(sequences: list[str]) -> list[float]:
     return [float("nan") if s == "AAA" else 0.5 for s in sequences]
 
 
+def share_of_c(sequences: list[str]) -> list[float]:
+    """Share of C."""
+    return [s.count("C") / len(s) for s in sequences]
+
+
+def nan_for_aaaa(sequences: list[str]) -> list[float]:
+    """No score for AAAA, else the share of C."""
+    return [float("nan") if s == "AAAA" else s.count("C") / len(s) for s in sequences]
+
+
 def always_nan(sequences: list[str]) -> list[float]:
     """No score at all."""
     return [float("nan")] * len(sequences)

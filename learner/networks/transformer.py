@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from learner.configs import StrictConfig
+from learner.networks.attention import Block
 from learner.networks.prefixes import PrefixNetwork
 from learner.space import SequenceSpace
 
@@ -75,45 +76,6 @@ class TransformerState:
     def select(self, rows: slice) -> "TransformerState":
         """Some of the prefixes."""
         return TransformerState(tuple(stream.select(rows) for stream in self.streams), self.depth)
-
-
-class Block(nn.Module):
-    """Pre-norm causal self-attention and feed-forward."""
-
-    def __init__(self, hidden: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
-        self.qkv, self.project = nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden)
-        self.feed_forward = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.GELU(), nn.Linear(4 * hidden, hidden))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """Queries, keys and values [3, B, heads, t, D] of x [B, t, H]."""
-        batch, steps, _ = x.shape
-        qkv = self.qkv(self.attention_norm(x)).view(batch, steps, 3, self.num_heads, -1)
-        return qkv.permute(2, 0, 3, 1, 4)
-
-    def _residual(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.project(attended.transpose(1, 2).flatten(2))
-        return x + self.feed_forward(self.feed_forward_norm(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, t, H] -> [B, t, H]."""
-        queries, keys, values = self._heads(x)
-        return self._residual(x, functional.scaled_dot_product_attention(queries, keys, values, is_causal=True))
-
-    def step(self, x: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The newest position x [N, 1, H] after those in `cache`; returns [N, 1, H] and the cache with it."""
-        heads = self._heads(x)
-        cache = heads[1:] if cache is None else torch.cat([cache, heads[1:]], -2)
-        return self._residual(x, functional.scaled_dot_product_attention(heads[0], cache[0], cache[1])), cache
-
-    def attention(self, x: Tensor) -> Tensor:
-        """Attention weights [B, heads, t, t]; each row is what one position reads of those up to itself."""
-        queries, keys, _ = self._heads(x)
-        scores = queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
-        return scores.masked_fill(future, -torch.inf).softmax(-1)
 
 
 class CausalStream(nn.Module):

@@ -207,7 +207,7 @@ def test_the_dynamics_batch_holds_the_offline_share_well_mixed():
 
 def test_a_draw_from_nothing_gives_nothing():
     buffer = make_buffer(replay_share=0.4, offline_share=0.4, **OFFLINE)
-    assert buffer.draw(10, 10) == (None, None)
+    assert buffer.draw(10, 10) == (None, None, None)
     buffer.set_offline(numbered(3, 1000))
     drawn = buffer.draw(10, 10)
     assert (len(drawn.policy), len(drawn.dynamics)) == (20, 4)

@@ -89,7 +89,7 @@ def test_another_oracle_discards_the_keys_of_the_old_one():
         ("run.name", "2024-13-45", r"--run\.name: not valid YAML"),
         ("tracking.mlflow_uri", "https://me:secret@host", r"no user or password.*"),
         ("run.seed", "-1", r"run\.seed: got -1"),
-        ("nothing.at_all", "1", r"nothing: unknown key; allowed: run, environment"),
+        ("nothing.at_all", "1", r"nothing: unknown key; allowed: run, generator, environment"),
         ("run", "1", r"unknown option"),
     ],
 )
