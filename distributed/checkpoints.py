@@ -121,8 +121,9 @@ def _read_sampler(file: Path) -> tuple[ExperimentConfig, EvaluationWeights]:
         config = validate(parse_yaml(saved["config"], "config"))
         state = saved["learner"]
         check_step(state["step"])
-        weights = EvaluationWeights(state["step"], state["averaged"].numpy(), state["dynamics"].numpy())
-        for vector in weights[1:]:
+        policy, dynamics, reward = state["averaged"].numpy(), state["dynamics"].numpy(), state.get("reward")
+        weights = EvaluationWeights(state["step"], policy, dynamics, None if reward is None else reward.numpy())
+        for vector in (vector for vector in weights[1:] if vector is not None):
             if vector.dtype != np.float32 or vector.ndim != 1 or not np.isfinite(vector).all():
                 raise ValueError("weights are not a list of finite numbers")
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:

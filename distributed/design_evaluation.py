@@ -22,6 +22,7 @@ from learner.drakes.constraints import violation_metrics
 from learner.drakes.diffusion import nelbo
 from learner.drakes.filters import FilterConfig
 from learner.drakes.metrics import Reference, design_metrics
+from learner.drakes.reward_model import RewardModel
 from learner.exact import jensen_shannon, kl_divergence, total_variation
 from learner.flat import FlatParameters
 from learner.gflownet import EvaluationWeights
@@ -42,6 +43,7 @@ class DesignEvaluator:
         self.config, self.environment, self.oracle, self.generator = config, environment, oracle, config.generator
         self.denoiser, self.pretrained = make_denoiser(config).eval(), make_denoiser(config).eval()
         self._weights, self._pretrained_weights = FlatParameters(self.denoiser), FlatParameters(self.pretrained)
+        self.reward_model = RewardModel(self.generator.reward_model, self.denoiser.length, seed=0)
         if config.generator.alpha.mode == "reward" and not oracle.enumerable:
             raise ConfigError(
                 "generator.alpha.mode: reward needs the scores of the offline sequences, which only a table has at hand; "
@@ -120,13 +122,20 @@ class DesignEvaluator:
         found = design_metrics(
             samples.tokens, samples.scores, reference, self.generator.metrics,
             np.random.default_rng(derive_seed(seed, "bootstrap")),
-            log_likelihoods=self._likelihoods(samples.tokens, seed),
+            predicted=self._predict(weights, samples.tokens), log_likelihoods=self._likelihoods(samples.tokens, seed),
         )  # fmt: skip
-        kept = ("gc_", "kmer_correlation", "likelihood_z", "nearest_hamming", "reference_hamming")
+        kept = ("gc_", "kmer_correlation", "likelihood_z", "nearest_hamming", "reference_hamming", "reward_gap")
         metrics |= {name: value for name, value in found.items() if name.startswith(kept)}
         if self.generator.constraints:
             metrics |= violation_metrics(self.generator.constraints, torch.from_numpy(samples.tokens.astype(np.int64)))
         return metrics, EvaluatedSamples(samples, None, None)
+
+    def _predict(self, weights: EvaluationWeights, tokens: np.ndarray) -> np.ndarray | None:
+        """float32 [n]: what the reward model says of sequences, in the oracle's units; None if the learner has none."""
+        if weights.reward is None:
+            return None
+        self.reward_model.load_vector(weights.reward)
+        return self.reward_model.predict(tokens)
 
     @torch.no_grad()
     def _likelihoods(self, tokens: np.ndarray, seed: int) -> np.ndarray:

@@ -60,6 +60,8 @@ class EvaluationWeights(NamedTuple):
     """float32 [P]: parameters of the averaged policy."""
     dynamics: np.ndarray
     """float32 [Q]: parameters of the dynamics model."""
+    reward: np.ndarray | None = None
+    """float32 [R]: state of the reward model that the learner follows; None if it follows the oracle itself."""
 
 
 class GFlowNetLearner:

@@ -237,16 +237,19 @@ class DrakesLearner:
         return self.model_weights.vector.detach().cpu().numpy().copy()
 
     def evaluation_weights(self) -> EvaluationWeights:
-        """Copies of the averaged generator and of the pretrained model (while it is pretrained, they are the same)."""
+        """Copies of the averaged generator, of the pretrained model (the same while it is pretrained), of the reward model."""
         reference = self.averaged if self.is_offline else self._pretrained_weights.vector.detach()
-        return EvaluationWeights(self.step, self.averaged.cpu().numpy().copy(), reference.cpu().numpy().copy())
+        reward = self.reward_model.vector() if self._is_scaled else None
+        return EvaluationWeights(self.step, self.averaged.cpu().numpy().copy(), reference.cpu().numpy().copy(), reward)
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything that training goes on from, the data not included: plain tensors and numbers."""
+        weights = self.evaluation_weights()
         return {
             "step": self.step,
             "averaged": self.averaged.clone(),
-            "dynamics": torch.from_numpy(self.evaluation_weights().dynamics),
+            "dynamics": torch.from_numpy(weights.dynamics),
+            "reward": None if weights.reward is None else torch.from_numpy(weights.reward),
             "pretrainer": self.pretrainer.state_dict(),
             "optimiser": copy.deepcopy(self.optimiser.state_dict()),
             "scheduler": self.scheduler.state_dict(),

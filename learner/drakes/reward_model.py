@@ -106,6 +106,19 @@ class RewardModel(nn.Module):
         """The inverse of `standardise`."""
         return standardised * self.std + self.mean
 
+    def vector(self) -> np.ndarray:
+        """A copy of its whole state, scale included, float32 [R]."""
+        return torch.cat([tensor.reshape(-1) for tensor in self.state_dict().values()]).cpu().numpy()
+
+    def load_vector(self, vector: np.ndarray) -> None:
+        """Take over a `vector`; raises ValueError if it is that of another model."""
+        state = self.state_dict()
+        sizes = [tensor.numel() for tensor in state.values()]
+        if vector.shape != (sum(sizes),):
+            raise ValueError(f"{vector.size} values do not fit a reward model of {sum(sizes)}")
+        parts = torch.from_numpy(vector).split(sizes)
+        self.load_state_dict({name: part.view_as(state[name]) for name, part in zip(state, parts, strict=True)})
+
     @torch.no_grad()
     def predict(self, tokens: np.ndarray, *, chunk: int = 4096) -> np.ndarray:
         """R float32 [n] of finished sequences `tokens` int [n, L], in the oracle's units."""

@@ -17,13 +17,11 @@ def trajectory_log_probs(model: TokenModel, tokens: Tensor, reveal_steps: Tensor
     the reveal events, which do not depend on the model.
     """
     plan = plan_rounds(reveal_steps.long(), num_steps)
-    states = torch.where(plan.rounds >= 0, model.num_tokens, tokens)
-    log_probs = torch.zeros(tokens.shape, device=tokens.device)
-    for number in range(plan.num_rounds):
-        rows = plan.rows(number)
-        now = plan.rounds[rows] == number
-        outputs = model.log_probs(encode(states[rows], model.num_tokens))
-        chosen = outputs.gather(-1, tokens[rows][..., None]).squeeze(-1)
-        log_probs = log_probs.index_add(0, rows, torch.where(now, chosen, 0.0))
-        states[rows] = torch.where(now, tokens[rows], states[rows])
-    return log_probs
+    numbers = torch.arange(plan.num_rounds, device=tokens.device)[:, None, None]
+    now, hidden = plan.rounds == numbers, plan.rounds >= numbers
+    number, row = now.any(2).nonzero(as_tuple=True)
+    now, hidden = now[number, row], hidden[number, row]
+    states = torch.where(hidden, model.num_tokens, tokens[row])
+    outputs = model.log_probs(encode(states, model.num_tokens))
+    chosen = outputs.gather(-1, tokens[row][..., None]).squeeze(-1)
+    return torch.zeros(tokens.shape, device=tokens.device).index_add(0, row, torch.where(now, chosen, 0.0))

@@ -163,7 +163,9 @@ def test_sample_and_evaluate(trained, capsys):
     capsys.readouterr()
     assert evaluate.main([str(trained), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures["objective_j"] == pytest.approx(json.loads((trained / "summary.json").read_text())["objective_j"])
+    summary = json.loads((trained / "summary.json").read_text())
+    for name in ("objective_j", "reward_gap"):
+        assert figures[name] == pytest.approx(summary[name])
     assert sample.main([str(trained), "-n", "20", "--template", "acNN", "--format", "csv", "--top-k", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert len(lines) == 20
