@@ -13,7 +13,8 @@ from actors.oracles.base import OracleDataError
 from learner.configs import AbsolutePath, StrictConfig
 
 MAX_LINE = 1_000_000
-"""Characters in a line of a CSV file."""
+"""Characters in a line of a CSV or FASTA file."""
+FASTA_SUFFIXES = (".fa", ".fasta", ".fna", ".faa")
 MAX_SHOWN = 20
 """Columns that a message names."""
 
@@ -138,9 +139,27 @@ def csv_oracle(config: CsvOracleConfig, environment: SequenceEnvironment) -> Loo
     return _lookup(environment, sequences, np.asarray(scores), config, str(config.path))
 
 
-def read_sequences(path: Path, column: str = "sequence") -> list[str]:
-    """The sequences in one column of a CSV file; raises OracleDataError."""
-    return _read_columns(path, [column])[0]
+def read_sequences(path: Path) -> list[str]:
+    """The sequences of a FASTA file (by its suffix), or in the column `sequence` of a CSV file; raises OracleDataError."""
+    if path.suffix.lower() not in FASTA_SUFFIXES:
+        return _read_columns(path, ["sequence"])[0]
+    records: list[list[str]] = []
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for number, line in enumerate(_lines(file), start=1):
+                if line.startswith(">"):
+                    records.append([])
+                elif line.strip() and not records:
+                    raise OracleDataError(f"{path}: line {number}: a FASTA file begins with a line that starts with '>'")
+                elif line.strip():
+                    records[-1].append(line.strip())
+    except OracleDataError:
+        raise
+    except (OSError, ValueError) as error:
+        raise OracleDataError(f"{path}: cannot be read ({error})") from error
+    if not records:
+        raise OracleDataError(f"{path}: holds no sequence")
+    return ["".join(parts) for parts in records]
 
 
 def _read_columns(path: Path, columns: list[str]) -> list[list[str]]:

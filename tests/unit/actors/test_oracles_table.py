@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from actors.environments.sequence import EnvironmentConfig, SequenceEnvironment
 from actors.oracles.base import OracleDataError
-from actors.oracles.table import CsvOracleConfig, LookupOracle, TableOracle, csv_oracle, read_sequences
+from actors.oracles.table import MAX_LINE, CsvOracleConfig, LookupOracle, TableOracle, csv_oracle, read_sequences
 
 FIXED = SequenceEnvironment(EnvironmentConfig(alphabet="ACGT", length=3))
 VARIABLE = SequenceEnvironment(EnvironmentConfig(alphabet="ACGT", length=4, variable_length=True, min_length=2))
@@ -205,3 +205,28 @@ def test_paths_are_made_absolute_and_keys_are_checked(tmp_path, monkeypatch):
     for settings, key in (({"missing_score": -1}, "missing_score"), ({"normalise": "z"}, "normalise"), ({"p": 1}, "p")):
         with pytest.raises(ValidationError, match=key):
             CsvOracleConfig(name="csv", path="a.csv", **settings)
+
+
+def test_sequences_of_a_fasta_file(tmp_path):
+    file = tmp_path / "known.fasta"
+    file.write_text(">one first\nACGT\nAC\n\n>two\r\nggtt\r\n")
+    assert read_sequences(file) == ["ACGTAC", "ggtt"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "holds no sequence"), ("ACGT\n>one\n", "line 1: a FASTA file begins"), ("\n", "holds no sequence")],
+)
+def test_a_fasta_file_that_cannot_be(tmp_path, text, message):
+    file = tmp_path / "known.FA"
+    file.write_text(text)
+    with pytest.raises(OracleDataError, match=message):
+        read_sequences(file)
+
+
+def test_a_fasta_file_that_is_absent_or_endless(tmp_path):
+    with pytest.raises(OracleDataError, match="cannot be read"):
+        read_sequences(tmp_path / "none.fa")
+    (tmp_path / "long.fa").write_text(">x\n" + "A" * (MAX_LINE + 1))
+    with pytest.raises(OracleDataError, match="more than"):
+        read_sequences(tmp_path / "long.fa")
