@@ -36,7 +36,8 @@ class ReplayConfig(StrictConfig):
     offline_source: Literal["none", "lower_half", "file"] = "none"
     """Sequences pushed through the noise process before the run: the lower half of the oracle's scores, or a file."""
     offline_path: AbsolutePath | None = None
-    """offline_source file: CSV with a column `sequence`, or FASTA (.fa, .fasta, .fna, .faa); their noisy versions are scored by the oracle."""
+    """offline_source file: CSV with a column `sequence`, or FASTA (.fa, .fasta, .fna, .faa); their noisy versions are scored
+    by the oracle."""
     offline_size: int = Field(10_000, ge=1, le=100_000_000)
     """Most offline trajectories; drawn at random from the source if it has more."""
     bank: MemoryBankConfig = MemoryBankConfig()

@@ -150,7 +150,9 @@ def read_sequences(path: Path) -> list[str]:
                 if line.startswith(">"):
                     records.append([])
                 elif line.strip() and not records:
-                    raise OracleDataError(f"{path}: line {number}: a FASTA file begins with a line that starts with '>'")
+                    raise OracleDataError(
+                        f"{path}: line {number}: a FASTA file begins with a line that starts with '>'"
+                    )
                 elif line.strip():
                     records[-1].append(line.strip())
     except OracleDataError:

@@ -192,9 +192,9 @@ def test_the_column_of_sequences_is_read_alone(tmp_path):
     path = tmp_path / "offline.csv"
     path.write_text("dna,sequence\nTTT, ACG \nTTT,AAA\n")
     assert read_sequences(path) == ["ACG", "AAA"]
-    assert read_sequences(path, "dna") == ["TTT", "TTT"]
-    with pytest.raises(OracleDataError, match="no column 'rna'"):
-        read_sequences(path, "rna")
+    path.write_text("dna\nTTT\n")
+    with pytest.raises(OracleDataError, match="no column 'sequence'"):
+        read_sequences(path)
 
 
 def test_paths_are_made_absolute_and_keys_are_checked(tmp_path, monkeypatch):
