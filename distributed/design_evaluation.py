@@ -90,6 +90,7 @@ class DesignEvaluator:
             "objective_j": mean - alpha * path_kl,
             "objective_j_star": objective_star,
             "exact_mean_score": mean,
+            "pretrained_nll": float(-np.log(pretrained[self._is_offline]).mean()),
             "pretrained_mean_score": float(pretrained @ self.scores),
             "frontier_score": exact.best_reward(pretrained, self.scores.astype(np.float64), path_kl),
             "entropy": float(-(law * np.log(np.maximum(law, 1e-300))).sum()),

@@ -34,6 +34,7 @@ SUMMARY_ROWS = (
     ("kl_floor", "  of which no policy can avoid (noise)", "{:.4f}"),
     ("excess_kl", "  excess KL", "{:.4f}"),
     ("exact_nll", "exact NLL of the data [nats]", "{:.4f}"),
+    ("pretrained_nll", "  of the pretrained model", "{:.4f}"),
     ("exact_nelbo", "exact NELBO of the data [nats]", "{:.4f}"),
     ("objective_j", "E[score] − α · path KL", "{:.4f}"),
     ("objective_j_star", "  the most that is possible", "{:.4f}"),

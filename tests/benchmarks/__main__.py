@@ -15,6 +15,7 @@ from tests.benchmarks import drakes, runs, scaling, speed, sweeps
 
 BENCHMARKS = {
     "drakes_pretraining": drakes.pretraining,
+    "drakes_tfbind8": drakes.tfbind8,
     "one_core": speed.one_core,
     "quality": runs.quality,
     "ray_overhead": runs.ray_overhead,

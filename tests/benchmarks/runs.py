@@ -36,13 +36,20 @@ def quality(quick: bool) -> dict[str, float]:
         results = [
             run(f"seed{seed}", "--run.seed", str(seed), *extra, folder=folder) for seed in range(1 if quick else 3)
         ]
+    return worst_and_median(
+        results,
+        low="exact_tv excess_kl wall_seconds cpu_seconds",
+        high="mean_score top100_mean num_modes num_trajectories",
+    )
+
+
+def worst_and_median(results: list[dict], *, low: str, high: str) -> dict[str, float]:
+    """Of several summaries: the figures named in `low` are better the lower, those in `high` the higher."""
     figures = {}
-    for key, worst in (
-        ("exact_tv", max), ("excess_kl", max), ("mean_score", min), ("top100_mean", min), ("num_modes", min),
-        ("wall_seconds", max), ("cpu_seconds", max), ("num_trajectories", min),
-    ):  # fmt: skip
-        values = [result[key] for result in results]
-        figures |= {f"{key}_median": statistics.median(values), f"{key}_worst": worst(values)}
+    for names, worst in ((low, max), (high, min)):
+        for name in names.split():
+            values = [result[name] for result in results]
+            figures |= {f"{name}_median": statistics.median(values), f"{name}_worst": worst(values)}
     return figures
 
 
