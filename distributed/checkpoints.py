@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from distributed.backend import Accounting
 from distributed.config import ExperimentConfig, parse_yaml, read_limited, shortened, validate
+from distributed.exported import DESCRIPTION_FILE, check_weights, read_export
 from learner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from learner.drakes.learner import DrakesLearner
 from learner.gflownet import EvaluationWeights, GFlowNetLearner, check_step
@@ -95,7 +94,7 @@ def restore_learner(learner: GFlowNetLearner | DrakesLearner, folder: Path) -> N
 
 
 def load_sampler(path: Path) -> tuple[ExperimentConfig, EvaluationWeights]:
-    """Configuration and weights from a run folder, a checkpoint folder or a learner file.
+    """Configuration and weights from a run folder, a checkpoint folder, a learner file or an exported sampler.
 
     Of a run folder, the newest readable checkpoint. Raises CheckpointError.
     """
@@ -103,6 +102,8 @@ def load_sampler(path: Path) -> tuple[ExperimentConfig, EvaluationWeights]:
         return _read_sampler(path)
     if (path / LEARNER_FILE).is_file():
         return _read_sampler(path / LEARNER_FILE)
+    if (path / DESCRIPTION_FILE).is_file():
+        return read_export(path)[:2]
     candidates = CheckpointStore(path / "checkpoints").newest_first()
     if not candidates:
         raise CheckpointError(f"{path}: neither a run folder with a checkpoint nor a checkpoint")
@@ -123,9 +124,7 @@ def _read_sampler(file: Path) -> tuple[ExperimentConfig, EvaluationWeights]:
         check_step(state["step"])
         policy, dynamics, reward = state["averaged"].numpy(), state["dynamics"].numpy(), state.get("reward")
         weights = EvaluationWeights(state["step"], policy, dynamics, None if reward is None else reward.numpy())
-        for vector in (vector for vector in weights[1:] if vector is not None):
-            if vector.dtype != np.float32 or vector.ndim != 1 or not np.isfinite(vector).all():
-                raise ValueError("weights are not a list of finite numbers")
+        check_weights(weights)
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{file}: its content is not that of a checkpoint ({error})") from error
     return config, weights

@@ -102,6 +102,8 @@ class TrackingConfig(StrictConfig):
 
     experiment: str = Field("default", min_length=1, max_length=200)
     """MLflow experiment."""
+    log_model: bool = True
+    """Log the trained sampler as an MLflow model, from which `mlflow models predict` and `serve` sample; off in sweeps."""
     log_every_steps: int = Field(20, ge=1)
     """Learner steps between records of training metrics."""
 
@@ -163,12 +165,27 @@ class ExperimentConfig(StrictConfig):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
+ConfigSource = Path | Mapping[str, Any] | ExperimentConfig | None
+"""A YAML file, its content, a configuration, or None for the default task."""
+
+
+def resolve_config(source: ConfigSource, changes: Mapping[str, Any]) -> ExperimentConfig:
+    """The configuration in `source`, changed by `changes` (dotted key -> value); raises ConfigError as `load_config` does."""
+    if isinstance(source, ExperimentConfig):
+        values: dict[str, Any] = source.model_dump(mode="json")
+    elif source is None or isinstance(source, Path):
+        values = read_yaml(source or DEFAULT_CONFIG)
+    else:
+        values = dict(source)
+    return validate(apply_values(values, changes))
+
+
 def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> ExperimentConfig:
     """The configuration in the YAML file `path`, changed by `overrides` (("section.key", "value as YAML"), ...).
 
     Raises ConfigError for a missing or malformed file, an unknown key, a wrong type, or a value out of range.
     """
-    return validate(apply_overrides(read_yaml(path), overrides))
+    return resolve_config(path, parse_values(overrides))
 
 
 def read_yaml(path: Path, *, sections: bool = True) -> dict[str, Any]:
@@ -247,8 +264,12 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]
 
     Choosing another `name` of the sections oracle and network discards what the file says of the old one.
     """
-    parsed = {key: parse_yaml(text, f"--{key}") for key, text in overrides}
-    return apply_values(values, parsed)
+    return apply_values(values, parse_values(overrides))
+
+
+def parse_values(overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Dotted key -> value, of the texts that a command was given; raises ConfigError."""
+    return {key: parse_yaml(text, f"--{key}") for key, text in overrides}
 
 
 def apply_values(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

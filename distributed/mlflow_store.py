@@ -1,12 +1,15 @@
 """An MLflow store: what the tracker of a run, a sweep and the comparison of runs ask of it."""
 
+import importlib
 import logging
 import math
 import os
 import sqlite3
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -24,6 +27,12 @@ PARENT_TAG = "mlflow.parentRunId"
 ENDED_TAG = "ended"
 """Tag with the run's own word for how it ended, which tells a trial that was stopped early from one that is done."""
 MLFLOW_STATUS = {"done": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+MODEL_NAME = "sampler"
+MODEL_PACKAGES = ("learner", "actors", "distributed")
+"""Our code, which goes with a model."""
+MODEL_REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pydantic", "pyyaml", "safetensors", "rich", "matplotlib",
+                      "logomaker", "pyjaspar")  # fmt: skip
+"""What that code needs to sample."""
 FINAL = "final_"
 """Prefix of the figures that a run logs at its end."""
 Curve = tuple[np.ndarray, np.ndarray]
@@ -152,3 +161,37 @@ def end_run(client: Any, run_id: str | None, ended: str) -> None:
     """Set how a run ended (a key of `MLFLOW_STATUS`)."""
     client.set_tag(run_id, ENDED_TAG, ended)
     client.set_terminated(run_id, MLFLOW_STATUS[ended])
+
+
+def log_sampler(client: Any, experiment: str, run_id: str | None, exported: Path) -> None:
+    """Log an exported sampler as the pyfunc model `sampler` of a run, with our code, so that MLflow can sample anywhere.
+
+    MLflow's own `log_model` logs to the active run of a process, of which a sweep's or a notebook's may have another.
+    """
+    import mlflow.pyfunc
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    columns = Schema([ColSpec("string", "sequence"), ColSpec("float", "score"), ColSpec("float", "log_policy")])
+    asked = Schema([ColSpec("long", "n"), ColSpec("long", "seed", required=False)])
+    packages = [Path(importlib.import_module(name).__file__ or "").parent for name in MODEL_PACKAGES]
+    logged = client.create_logged_model(experiment, name=MODEL_NAME, source_run_id=run_id)
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.pyfunc.save_model(
+            f"{folder}/model",
+            python_model=str(Path(__file__).with_name("mlflow_model.py")),
+            artifacts={MODEL_NAME: str(exported)},
+            code_paths=[str(package) for package in packages],
+            signature=ModelSignature(asked, columns),
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in MODEL_REQUIREMENTS],
+            mlflow_model=Model(
+                artifact_path=logged.artifact_location,
+                run_id=run_id,
+                model_id=logged.model_id,
+                model_uuid=logged.model_id,
+            ),
+        )
+        client.log_model_artifacts(logged.model_id, f"{folder}/model")
+    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])

@@ -80,14 +80,15 @@ def configure_logging(verbose: bool = False) -> None:
 
 
 class ProgressLine:
-    """A bar with the newest figures; on anything but a terminal, a line every few seconds."""
+    """A bar with the newest figures; on anything but a terminal, or unless it `draws`, a line every few seconds."""
 
-    def __init__(self, total_steps: int):
+    def __init__(self, total_steps: int, *, draws: bool = True):
+        self._draws = draws and stderr.is_terminal
         self._figures: dict[str, float] = {}
         self._last_line = time.monotonic()
         self._bar = Progress(
             SpinnerColumn(), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(), console=stderr, refresh_per_second=4, disable=not stderr.is_terminal,
+            TimeRemainingColumn(), console=stderr, refresh_per_second=4, disable=not self._draws,
         )  # fmt: skip
         self._task = self._bar.add_task("training", total=total_steps, figures="starting the actors")
 
@@ -103,7 +104,7 @@ class ProgressLine:
         self._figures |= figures
         shown = " · ".join(form.format(self._figures[name]) for name, form in SHOWN if name in self._figures)
         self._bar.update(self._task, completed=step, figures=shown)
-        if not stderr.is_terminal and time.monotonic() - self._last_line > LINE_SECONDS:
+        if not self._draws and time.monotonic() - self._last_line > LINE_SECONDS:
             self._last_line = time.monotonic()
             logger.info("step %d · %s", step, shown)
 

@@ -35,13 +35,13 @@ DONE, STOPPED, INTERRUPTED, FAILED = "done", "stopped", "interrupted", "failed"
 class StopSignal:
     """Turns Ctrl-C and SIGTERM into a request that the loop honours between two steps; a second Ctrl-C stops at once."""
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, *, listens: bool = True) -> None:
+        self.requested, self._listens = False, listens
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is not threading.main_thread():
-            return self  # a trial of a sweep; see `Hooks.stop_reason`
+        if not self._listens or threading.current_thread() is not threading.main_thread():
+            return self  # a notebook, or a trial of a sweep; see `Hooks`
         self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         self.listen()
         return self
@@ -64,8 +64,10 @@ class StopSignal:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What a sweep adds to a run."""
+    """What a sweep, or a program that calls the API, adds to a run."""
 
+    interactive: bool = True
+    """Whether Ctrl-C and SIGTERM end the run after the step under way, and a terminal shows a progress bar."""
     run_key: str | None = None
     """Key by which MLflow's run is found again; None: a new one, kept in the checkpoints."""
     tags: dict[str, str] = field(default_factory=dict)
@@ -111,7 +113,7 @@ class TrainingLoop:
             self._tracker = MlflowTracker(self.config, run_key=self._run_key, tags=self.hooks.tags)
         status, error = FAILED, None
         try:
-            with StopSignal() as stop, ProgressLine(self.config.run.num_learner_steps) as progress:
+            with self._signals() as stop, self._progress() as progress:
                 try:
                     self._train(checkpoint, stop, progress)
                     status = self._stop_reason(stop) or DONE
@@ -127,6 +129,12 @@ class TrainingLoop:
             self.backend.close()
             if self._tracker is not None:  # left in a hurry, or never begun
                 self._tracker.close(status, [], {})
+
+    def _signals(self) -> StopSignal:
+        return StopSignal(listens=self.hooks.interactive)
+
+    def _progress(self) -> ProgressLine:
+        return ProgressLine(self.config.run.num_learner_steps, draws=self.hooks.interactive)
 
     def _train(self, checkpoint: Path | None, stop: StopSignal, progress: ProgressLine) -> None:
         self.backend.start(checkpoint)
@@ -263,7 +271,9 @@ class TrainingLoop:
             logger.error("summary.json was not written (%s)", failure)
             summary |= {"status": FAILED, "error": str(failure)}
         if self._tracker is not None:
-            self._tracker.close(summary["status"], self._artifacts(), summary)
+            newest = self.folder.checkpoints.newest_first()[:1]
+            model = newest[0] if newest and self.config.tracking.log_model and summary["status"] != FAILED else None
+            self._tracker.close(summary["status"], self._artifacts(), summary, model)
             self._tracker = None
         return summary
 
