@@ -23,14 +23,14 @@ class SequenceSampler(PythonModel):
         """Open the exported sampler."""
         self._run = load(context.artifacts[EXPORT])
 
-    def predict(  # type: ignore[override]  # as MLflow's own, without the hints by which it would check the input anew
-        self, context: PythonModelContext, model_input, params: dict[str, Any] | None = None
-    ):
-        """Columns sequence, score and log_policy; rows without a seed count from 0 up, so that they differ."""
-        seeds = model_input.get("seed", pandas.Series(pandas.NA, model_input.index))
+    def predict(
+        self, context: PythonModelContext, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
+    ) -> pandas.DataFrame:
+        """Columns sequence, score and log_policy; without a column of seeds, a row's seed is its number, from 0."""
+        seeds = model_input["seed"] if "seed" in model_input else range(len(model_input))
         tables = [
-            pandas.DataFrame(self._run.sample(int(n), seed=number if pandas.isna(seed) else int(seed))._asdict())
-            for number, (n, seed) in enumerate(zip(model_input["n"], seeds, strict=True))
+            pandas.DataFrame(self._run.sample(int(n), seed=int(seed))._asdict())
+            for n, seed in zip(model_input["n"], seeds, strict=True)
         ]
         return pandas.concat(tables, ignore_index=True).rename(columns={"sequences": "sequence", "scores": "score"})
 

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib.metadata import version
@@ -132,6 +133,7 @@ def connect_client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
@@ -177,7 +179,10 @@ def log_sampler(client: Any, experiment: str, run_id: str | None, exported: Path
     asked = Schema([ColSpec("long", "n"), ColSpec("long", "seed", required=False)])
     packages = [Path(importlib.import_module(name).__file__ or "").parent for name in MODEL_PACKAGES]
     logged = client.create_logged_model(experiment, name=MODEL_NAME, source_run_id=run_id)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", ".*input example was not provided"
+        )  # MLflow would ask the oracle for its scores
         mlflow.pyfunc.save_model(
             f"{folder}/model",
             python_model=str(Path(__file__).with_name("mlflow_model.py")),

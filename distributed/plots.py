@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from distributed.comparison import Summary
 from distributed.evaluation import ExactLaw
 
+NUM_BEST, MAX_PAIRED = 100, 512
+"""Samples whose pairwise distances are shown."""
 CURVES = {
     "loss": "balance loss",
     "dynamics_ce": "dynamics cross-entropy [nats]",
@@ -124,6 +126,22 @@ def mode_logo(tokens: np.ndarray, alphabet: str, path: Path) -> None:
     axes = figure.add_subplot()
     logomaker.Logo(bits, ax=axes, color_scheme="classic" if alphabet == "ACGT" else None)
     axes.set(xlabel="position", ylabel="bits", ylim=(0, np.log2(len(alphabet))), title=f"{len(tokens)} modes")
+    figure.savefig(path, dpi=110)
+
+
+def distances(tokens: np.ndarray, scores: np.ndarray, path: Path) -> None:
+    """Shares of pairs, of samples `tokens` int [n, T] (of many, the first) and of the best by `scores` [n], at each distance."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    best = tokens[np.argsort(-scores, kind="stable")[:NUM_BEST]]
+    for rows, label in ((tokens[:MAX_PAIRED], "samples"), (best, f"best {len(best)}")):
+        found = np.zeros(tokens.shape[1] + 1)
+        for number, row in enumerate(rows):  # all pairs at once would not fit where sequences are long
+            found += np.bincount((rows[number + 1 :] != row).sum(1), minlength=len(found))
+        axes.plot(found / max(1, found.sum()), marker="o", ms=3, label=label)
+    axes.set(xlabel="letters in which a pair differs (Hamming distance)", ylabel="share of pairs")
+    axes.legend()
+    axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
 

@@ -15,17 +15,15 @@ from types import FrameType
 from typing import Any
 
 from actors.oracles.base import OracleError
-from distributed import plots
 from distributed.backend import Backend, RunFailed, StepResult
 from distributed.checkpoints import LEARNER_FILE
 from distributed.config import ExperimentConfig
-from distributed.evaluation import EvaluatedSamples, ExactLaw
 from distributed.families import AnyEvaluator
 from distributed.progress import ProgressLine
+from distributed.report import draw_plots, write_report
 from distributed.run_folder import RunFolder, finite
 from distributed.tracking import MlflowTracker
 from learner.gflownet import EvaluationWeights
-from learner.metrics import find_modes
 
 logger = logging.getLogger(__name__)
 DONE, STOPPED, INTERRUPTED, FAILED = "done", "stopped", "interrupted", "failed"
@@ -270,6 +268,10 @@ class TrainingLoop:
         except OSError as failure:
             logger.error("summary.json was not written (%s)", failure)
             summary |= {"status": FAILED, "error": str(failure)}
+        try:
+            write_report(self.folder)
+        except (OSError, ValueError) as failure:
+            logger.warning("report.html was not written (%s)", failure)
         if self._tracker is not None:
             newest = self.folder.checkpoints.newest_first()[:1]
             model = newest[0] if newest and self.config.tracking.log_model and summary["status"] != FAILED else None
@@ -283,31 +285,17 @@ class TrainingLoop:
         of_samples, samples = self.evaluator.sample_metrics(weights)
         metrics |= of_samples
         self._log(weights.step, metrics)
-        self._draw_plots(law, samples)
-        return metrics
-
-    def _draw_plots(self, law: ExactLaw | None, evaluated: EvaluatedSamples) -> None:
-        folder, evaluation, samples = self.folder.plots, self.config.evaluation, evaluated.trajectories
         try:
-            plots.learning_curves(self.folder.read_metrics(), folder / "learning_curves.png")
-            plots.score_histogram(samples.scores, evaluated.target_weights, law, folder / "score_histogram.png")
-            if law is not None:
-                plots.probability_scatter(law, folder / "probability_scatter.png")
-            if evaluated.kmers is not None:
-                plots.kmer_scatter(evaluated.kmers, folder / "kmer_scatter.png")
-            self.evaluator.draw_plots(folder, law)
-            environment = self.evaluator.environment
-            lengths = environment.lengths(samples.tokens, samples.num_steps)
-            tokens = environment.as_actions(samples.tokens, lengths)  # as `num_modes` compares them
-            modes = find_modes(tokens, samples.scores, cutoff=evaluation.mode_cutoff, distance=evaluation.mode_distance)
-            if len(modes):
-                plots.mode_logo(tokens[modes], environment.config.alphabet, folder / "mode_logo.png")
+            draw_plots(self.folder, self.evaluator, law, samples)
         except (OSError, ValueError) as error:
             logger.warning("plots were not written (%s)", error)
+        return metrics
 
     def _artifacts(self) -> list[Path]:
         newest = self.folder.checkpoints.newest_first()[:1]
-        files = [self.folder.config_file, self.folder.summary_file, *sorted(self.folder.plots.glob("*.png"))]
+        folder = self.folder
+        files = [folder.config_file, folder.summary_file, folder.report_file, folder.modes_file]
+        files = [file for file in files if file.exists()] + sorted(folder.plots.glob("*.png"))
         return files + [checkpoint / LEARNER_FILE for checkpoint in newest]
 
 
