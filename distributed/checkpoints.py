@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed.backend import Accounting
-from distributed.config import ExperimentConfig, parse_yaml, read_limited, shortened, validate
+from distributed.config import ConfigError, ExperimentConfig, parse_yaml, read_limited, shortened, validate
 from distributed.exported import DESCRIPTION_FILE, check_weights, read_export
 from learner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from learner.drakes.learner import DrakesLearner
@@ -91,6 +91,36 @@ def restore_learner(learner: GFlowNetLearner | DrakesLearner, folder: Path) -> N
         learner.load_state_dict(load_checkpoint(folder / LEARNER_FILE)["learner"])
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{folder / LEARNER_FILE}: does not fit this configuration ({error})") from error
+
+
+def start_from(learner: GFlowNetLearner | DrakesLearner, config: ExperimentConfig) -> None:
+    """Give a new learner the weights that `run.start_from` names, if it does; raises ConfigError if they do not fit."""
+    path = config.run.start_from
+    if path is None:
+        return
+    if not isinstance(learner, GFlowNetLearner):
+        raise ConfigError("run.start_from goes with generator.name gflownet")
+    try:
+        given, weights = load_sampler(path)
+        ours, theirs = _architecture(config), _architecture(given)
+        differing = [f"{key} is {ours[key]} here and {theirs[key]} there" for key in ours if ours[key] != theirs[key]]
+        if differing:
+            raise ConfigError(f"run.start_from: the networks of {path} are others: {'; '.join(differing)}")
+        learner.start_from(weights)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"run.start_from: {error}") from error
+
+
+def _architecture(config: ExperimentConfig) -> dict[str, Any]:
+    """Everything that the meaning of weights depends on, by key; not the noise, the reward or the oracle."""
+    environment = config.environment.model_dump(exclude={"noise"})
+    values = {"generator.name": config.generator.name}
+    values |= {f"environment.{key}": value for key, value in environment.items()}
+    values |= {f"network.{key}": value for key, value in config.network.model_dump().items()}
+    values |= {f"dynamics.network.{key}": value for key, value in config.dynamics.network.model_dump().items()}
+    return values | {f"{key} (objective)": value for key, value in config.objective.policy_heads.items()}
 
 
 def load_sampler(path: Path) -> tuple[ExperimentConfig, EvaluationWeights]:

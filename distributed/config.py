@@ -15,7 +15,8 @@ from actors.oracles.registry import OracleConfig
 from actors.oracles.tfbind8 import TFBind8Config
 from actors.replay_buffer import ReplayConfig
 from actors.rollout import ActorsConfig
-from learner.configs import StrictConfig
+from distributed.stopping import StopWhenConfig
+from learner.configs import AbsolutePath, StrictConfig
 from learner.drakes.config import DrakesConfig, GFlowNetConfig
 from learner.dynamics import DynamicsConfig
 from learner.gflownet import LearnerConfig
@@ -56,6 +57,12 @@ class RunConfig(StrictConfig):
     """Gradient steps of the policy after which the run is done; the learning rate decays towards this end."""
     max_seconds: float | None = Field(None, gt=0)
     """Wall time after which the run ends cleanly even if steps are left; null: no limit."""
+    max_oracle_calls: int | None = Field(None, ge=1)
+    """Sequences scored for rollout actors (num_sampled) after which the run ends cleanly; batches under way are finished, and
+    the evaluation's are not counted; null: no limit."""
+    stop_when: StopWhenConfig = StopWhenConfig()
+    start_from: AbsolutePath | None = None
+    """Run folder, checkpoint or exported sampler whose weights a new run starts from, with a fresh optimiser; null: random."""
     output_folder: Path = Path("runs")
     """Where run folders are made."""
 

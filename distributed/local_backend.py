@@ -10,7 +10,7 @@ from actors.replay_buffer import Draw, ReplayBuffer
 from actors.rollout import RolloutWorker
 from actors.trajectories import TrajectoryBatch, mix
 from distributed.backend import Accounting, RunFailed, StepResult
-from distributed.checkpoints import BUFFER_FILE, STATE_FILE, load_state, restore_learner, save_learner
+from distributed.checkpoints import BUFFER_FILE, STATE_FILE, load_state, restore_learner, save_learner, start_from
 from distributed.config import ExperimentConfig
 from distributed.experiment import (
     Learner,
@@ -41,6 +41,7 @@ class SerialBackend:
     def start(self, checkpoint: Path | None) -> None:
         """Restore everything, generators of random numbers included, or prefill the offline data."""
         if checkpoint is None:
+            start_from(self.learner, self.config)
             offline = offline_sequences(self.config, self.worker.environment, self.worker.oracle)
             if offline is not None:
                 batch, report = self.worker.rollout_offline(*offline)

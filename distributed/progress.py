@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -122,7 +123,7 @@ def print_summary(summary: dict[str, Any], title: str, folder: str | None = None
     table = Table(title=title, show_header=False)
     for name, label, form in SUMMARY_ROWS:
         if summary.get(name) is not None:
-            table.add_row(label, form.format(summary[name]), name)
+            table.add_row(escape(label), form.format(summary[name]), name)
     console = Console()
     console.print(table)
     if folder is not None:

@@ -42,7 +42,8 @@ CAPTIONS = {
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
-table { border-collapse: collapse; } td, th { padding: .15rem 1rem .15rem 0; text-align: left; vertical-align: top; }
+table { border-collapse: collapse; } td, th { padding: .15rem 1rem .15rem 0; text-align: left; vertical-align: top;
+         white-space: pre-wrap; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; } code, pre { font: 14px/1.4 ui-monospace, monospace; }
 pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; } figure { margin: 1rem 0; } img { max-width: 100%; }
 figcaption, .quiet { color: #555; } .failed { color: #b00020; }

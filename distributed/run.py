@@ -15,7 +15,7 @@ from actors.oracles.base import OracleDataError
 from actors.replay_buffer import SavedBufferError
 from distributed import cli
 from distributed.backend import Backend
-from distributed.checkpoints import BUFFER_FILE, load_state, restore_learner
+from distributed.checkpoints import BUFFER_FILE, load_state, restore_learner, start_from
 from distributed.config import DEFAULT_CONFIG, ConfigError, ConfigSource, ExperimentConfig, parse_values, resolve_config
 from distributed.experiment import (
     check_memory,
@@ -118,6 +118,8 @@ def prepare(config: ExperimentConfig, environment: SequenceEnvironment, *, resum
         check_memory(config, training=True)
         if config.run.backend == "serial":
             resolve_device(config.learner.device)
+        if not resumed and config.run.start_from is not None:
+            start_from(make_learner(config, device="cpu"), config)
         oracle = make_oracle(config, environment)
         if not resumed:  # a checkpoint holds the offline data
             offline_sequences(config, environment, oracle)

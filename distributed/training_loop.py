@@ -100,6 +100,8 @@ class TrainingLoop:
         self._last_save = time.monotonic()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
         self._evaluation: Future[tuple[int, dict[str, float]]] | None = None
+        self._met: str | None = None
+        self._reason: str | None = None
 
     def run(self, checkpoint: Path | None, state: dict[str, Any] | None) -> dict[str, Any]:
         """Train, from `checkpoint` and its `state` if given; returns the summary, whose `status` says how it ended."""
@@ -142,9 +144,7 @@ class TrainingLoop:
         if self.hooks.figures:
             self._log(self.step, self.hooks.figures)
         trained, begun = self.backend.accounting.num_trained, time.monotonic()
-        while self.step < self.config.run.num_learner_steps and not self._out_of_time():
-            if self._stop_reason(stop) is not None:
-                break
+        while (reason := self._stop_reason(stop) or self._limit()) is None:
             result = self.backend.step()
             if result is None:
                 continue
@@ -156,6 +156,7 @@ class TrainingLoop:
                 self._start_evaluation()
             if time.monotonic() - self._last_save > self.config.run.save_every_seconds:
                 self._save()
+        self._reason = reason
         last = self.backend.drain()
         if last is not None:
             self.step = last.step
@@ -163,6 +164,19 @@ class TrainingLoop:
 
     def _stop_reason(self, stop: StopSignal) -> str | None:
         return INTERRUPTED if stop.requested else self.hooks.stop_reason()
+
+    def _limit(self) -> str | None:
+        """What the run has reached that ends it, or None."""
+        run, num_sampled = self.config.run, self.backend.accounting.num_sampled
+        if self._met is not None:
+            return self._met
+        if self.step >= run.num_learner_steps:
+            return f"run.num_learner_steps: all {run.num_learner_steps:,} are taken"
+        if self._out_of_time():
+            return f"run.max_seconds: {run.max_seconds} are over"
+        if run.max_oracle_calls is not None and num_sampled >= run.max_oracle_calls:
+            return f"run.max_oracle_calls: {num_sampled:,} sequences are scored"
+        return None
 
     def _out_of_time(self) -> bool:
         limit = self.config.run.max_seconds
@@ -218,6 +232,7 @@ class TrainingLoop:
             logger.warning("no evaluation at this step: %s", error)
             return {}
         self._log(step, metrics)
+        self._met = self.config.run.stop_when.reason(step, metrics)
         if self.hooks.on_evaluation is not None:
             self.hooks.on_evaluation(step, metrics, self._write)
         return metrics
@@ -245,7 +260,11 @@ class TrainingLoop:
 
     def _finish(self, status: str, error: Exception | None) -> dict[str, Any]:
         """Save, judge and describe what was reached."""
-        summary: dict[str, Any] = {"status": status, "error": None if error is None else str(error)}
+        summary: dict[str, Any] = {
+            "status": status,
+            "error": None if error is None else str(error),
+            "stop_reason": self._reason,
+        }
         if status != FAILED:
             self._save()
             try:

@@ -53,6 +53,11 @@ def test_evaluate_prints_a_table_and_takes_overrides(trained, capsys):
     assert "exact_tv" not in shown
 
 
+def test_the_table_shows_units(trained, capsys):
+    evaluate.main([str(trained.path)])
+    assert "exact KL(target ‖ sampler) [nats]" in capsys.readouterr().out
+
+
 def test_samples_are_reproducible_scored_and_follow_the_exact_law(trained, capsys):
     first = sampled(capsys, str(trained.path), "-n", "6000", "--seed", "3")
     assert first == sampled(capsys, str(trained.path), "-n", "6000", "--seed", "3")

@@ -187,7 +187,17 @@ def test_metrics_of_a_run_are_explained_in_the_readme(in_tmp_path, toy, changes)
     if "objective.lookahead_weight" in changes:
         terms = {"entropy_high", "entropy_low", "entropy_ratio", "entropy_share", "trajectory_kl", "exploration_loss"}
         assert terms | {"lookahead_ce", "balance_loss"} <= found
-    plain = {"status", "error", "seed", "git_commit", "num_learner_steps", "wall_seconds", "cpu_seconds", "step"}
+    plain = {
+        "status",
+        "error",
+        "stop_reason",
+        "seed",
+        "git_commit",
+        "num_learner_steps",
+        "wall_seconds",
+        "cpu_seconds",
+        "step",
+    }
     plain |= {"num_trajectories", "trajectories_per_second", "policy_version", "num_rejected_samples"}
     plain |= {"rollout_seconds", "oracle_seconds"}
     named = {
