@@ -12,7 +12,6 @@ from actors.denoising import draw_sequences
 from actors.environments.sequence import SequenceEnvironment
 from actors.oracles.base import Oracle, valid_scores
 from actors.trajectories import TrajectoryBatch
-from distributed import plots
 from distributed.config import ConfigError, ExperimentConfig
 from distributed.evaluation import EvaluatedSamples, ExactLaw, exact_wanted
 from distributed.experiment import derive_seed, make_denoiser, need_enumeration, offline_sequences
@@ -164,6 +163,8 @@ class DesignEvaluator:
         """The frontier of reward and KL, and the generator's place, where it is known exactly; raises OSError."""
         if law is None:
             return
+        from distributed import plots
+
         tables = [exact.log_prob_table(model) for model in (self.denoiser, self.pretrained)]
         pretrained = exact.any_order_law(tables[1]).numpy()
         alphas = np.geomspace(0.01, 2.0, 40)

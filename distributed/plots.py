@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import logomaker
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -115,6 +114,7 @@ def kmer_scatter(kmers: tuple[np.ndarray, np.ndarray], path: Path) -> None:
 
 def mode_logo(tokens: np.ndarray, alphabet: str, path: Path) -> None:
     """Sequence logo (information content in bits) of modes `tokens` int [m, T]; end tokens are left out."""
+    import logomaker
     import pandas
 
     counts = np.stack([(tokens == index).sum(0) for index in range(len(alphabet))], 1).astype(float)

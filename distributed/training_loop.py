@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any
 
 from actors.oracles.base import OracleError
-from distributed import plots
 from distributed.backend import Backend, RunFailed, StepResult
 from distributed.checkpoints import LEARNER_FILE
 from distributed.config import ExperimentConfig
@@ -277,6 +276,8 @@ class TrainingLoop:
         return metrics
 
     def _draw_plots(self, law: ExactLaw | None, evaluated: EvaluatedSamples) -> None:
+        from distributed import plots  # matplotlib takes longer to load than many a command takes
+
         folder, evaluation, samples = self.folder.plots, self.config.evaluation, evaluated.trajectories
         try:
             plots.learning_curves(self.folder.read_metrics(), folder / "learning_curves.png")

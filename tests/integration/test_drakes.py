@@ -48,11 +48,15 @@ def config(**changes):
     return validate(values)
 
 
-@pytest.fixture
-def data(in_tmp_path):
+def write_data(folder: Path) -> None:
     rng = np.random.default_rng(0)
     sequences = ["".join("ACGT"[i] for i in row) for row in rng.choice(4, (300, 4), p=[0.4, 0.1, 0.1, 0.4])]
-    (in_tmp_path / "data.csv").write_text("\n".join(["sequence", *sequences]) + "\n")
+    (folder / "data.csv").write_text("\n".join(["sequence", *sequences]) + "\n")
+
+
+@pytest.fixture
+def data(in_tmp_path):
+    write_data(in_tmp_path)
     return in_tmp_path
 
 
@@ -153,10 +157,14 @@ def test_the_command_on_ray(data, ray_session):
     assert summary["num_sampled"] == summary["num_stored"] + summary["num_dropped"] + summary["num_in_flight"]
 
 
-@pytest.fixture
-def trained(data):
-    assert run.train(config(), None, None, None) == 0
-    return data / "runs/d"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    write_data(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run.train(config(), None, None, None) == 0
+        yield folder / "runs/d"
 
 
 def test_sample_and_evaluate(trained, capsys):
@@ -239,12 +247,14 @@ def test_scores_that_are_no_numbers_are_left_out(data):
 
 
 def test_the_shipped_config_runs(in_tmp_path, capsys):
+    """Briefly, and with a small network, which is better than uniform sequences all the same."""
     words = (
-        "--run.num_learner_steps 25 --generator.pretraining.num_steps 20 --run.backend serial --tracking.mlflow false"
+        "--run.num_learner_steps 45 --run.backend serial --tracking.mlflow false --generator.pretraining.num_steps 40 "
     )
+    words += "--generator.denoiser.hidden_size 16 --generator.denoiser.num_layers 1 --generator.denoiser.num_heads 2"
     file = Path(__file__).parents[2] / "tune_configs" / "drakes_tfbind8.yaml"
     assert run.main([str(file), *words.split(), "--run.name", "t"]) == 0
     assert "objective_j_star" in capsys.readouterr().out
     summary = json.loads(Path("runs/t/summary.json").read_text())
-    assert summary["exact_nll"] < 8 * np.log(4) + 0.1
+    assert summary["exact_nll"] < 8 * np.log(4)
     assert summary["objective_j_star"] > summary["pretrained_mean_score"]

@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 import subprocess
+import urllib.request
 from pathlib import Path
 from urllib.parse import quote
 
@@ -36,6 +37,7 @@ def logged(ray_session, tmp_path_factory):
 
 
 def test_parent_children_and_artifacts_are_on_the_server(logged):
+    assert b"MLflow" in urllib.request.urlopen(logged[0], timeout=30).read()
     client = MlflowClient(logged[0])
     experiment = client.get_experiment_by_name("served").experiment_id
     (parent,) = client.search_runs([experiment], "attributes.run_name = 's'")
