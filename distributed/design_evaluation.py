@@ -15,13 +15,19 @@ from actors.trajectories import TrajectoryBatch
 from distributed import plots
 from distributed.config import ConfigError, ExperimentConfig
 from distributed.evaluation import EvaluatedSamples, ExactLaw, exact_wanted
-from distributed.experiment import derive_seed, make_denoiser, need_enumeration, offline_sequences
+from distributed.experiment import (
+    derive_seed,
+    make_denoiser,
+    make_motif_law,
+    need_enumeration,
+    offline_sequences,
+)
 from learner.drakes import exact
 from learner.drakes.config import DrakesConfig
 from learner.drakes.constraints import violation_metrics
 from learner.drakes.diffusion import nelbo
 from learner.drakes.filters import FilterConfig
-from learner.drakes.metrics import Reference, design_metrics
+from learner.drakes.metrics import Reference, design_metrics, likelihood_z
 from learner.drakes.reward_model import RewardModel
 from learner.exact import jensen_shannon, kl_divergence, total_variation
 from learner.flat import FlatParameters
@@ -54,7 +60,12 @@ class DesignEvaluator:
         assert offline is not None
         self._offline = offline[0]
         rng = np.random.default_rng(derive_seed(config.run.seed, "reference"))
-        self._reference = self._offline[rng.permutation(len(self._offline))[:MAX_REFERENCE]]
+        self._law = make_motif_law(config)
+        self._reference = (
+            self._offline[rng.permutation(len(self._offline))[:MAX_REFERENCE]]
+            if self._law is None
+            else self._law.sample(MAX_REFERENCE, rng)
+        )
         if self.is_exact:
             self._enumerate()
 
@@ -120,6 +131,7 @@ class DesignEvaluator:
         samples = drawn[valid_scores(drawn.scores)]
         metrics = self.metrics_of(drawn)
         reference = Reference(self._reference, self._likelihoods(self._reference, seed))
+        metrics |= self._true_likelihoods(samples.tokens) | {"pretrained_nelbo": -float(reference.log_likelihoods.mean())}
         found = design_metrics(
             samples.tokens, samples.scores, reference, self.generator.metrics,
             np.random.default_rng(derive_seed(seed, "bootstrap")),
@@ -144,6 +156,17 @@ class DesignEvaluator:
         generator = torch.Generator().manual_seed(seed)
         given = torch.from_numpy(tokens.astype(np.int64))
         return -np.mean([nelbo(self.pretrained, given, generator).numpy() for _ in range(NELBO_DRAWS)], 0)
+
+    def _true_likelihoods(self, tokens: np.ndarray) -> dict[str, float]:
+        """Of designs int [n, L], where the law of the data is known [nats]; the z score is to be read from both sides."""
+        if self._law is None:
+            return {}
+        ours, real = self._law.log_prob(tokens), self._law.log_prob(self._reference)
+        return {
+            "true_log_prob": float(ours.mean()),
+            "true_log_prob_z": likelihood_z(ours, real),
+            "data_entropy": -float(real.mean()),
+        }
 
     def metrics_of(self, drawn: TrajectoryBatch) -> dict[str, float]:
         """Score, diversity and novelty of scored sequences, the rejected ones left out."""

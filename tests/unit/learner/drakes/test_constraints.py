@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from learner.drakes.constraints import IUPAC, ConstraintConfig, constraint_loss, violation_metrics
+from learner.drakes.constraints import IUPAC, ConstraintConfig, constraint_penalties, violation_metrics
 
 PARSE = TypeAdapter(ConstraintConfig).validate_python
 COMPLEMENT = str.maketrans("ACGTRYSWKMBDHVN", "TGCAYRSWMKVHDBN")
@@ -119,18 +119,18 @@ def test_penalties_are_differentiable_and_push_violations(constraint):
     assert ((gradient * violating).sum((1, 2)) > 0).all()
 
 
-def test_the_loss_is_the_weighted_sum_of_means():
+def test_the_penalties_are_weighted_sums():
     x = encode(random_tokens(9, 8))
     rules = [r.model_copy(update={"weight": w}) for r, w in zip(RULES, (2, 3, 0.5), strict=True)]
-    loss, metrics = constraint_loss(rules, x)
-    parts = [float(r.penalty(x).mean()) for r in rules]
-    assert float(loss) == pytest.approx(2 * parts[0] + 3 * parts[1] + 0.5 * parts[2])
-    assert [float(m) for m in metrics.values()] == pytest.approx(parts)
+    total, metrics = constraint_penalties(rules, x)
+    parts = [r.penalty(x) for r in rules]
+    assert total.tolist() == pytest.approx((2 * parts[0] + 3 * parts[1] + 0.5 * parts[2]).tolist())
+    assert [float(m) for m in metrics.values()] == pytest.approx([float(part.mean()) for part in parts])
     assert list(metrics) == ["gc_content_penalty", "forbidden_motifs_penalty", "homopolymer_penalty"]
-    assert float(constraint_loss([], x)[0]) == 0
-    twice, metrics = constraint_loss([rules[2], rules[2]], x)
-    assert float(twice) == pytest.approx(parts[2])
-    assert float(metrics["homopolymer_penalty"]) == pytest.approx(2 * parts[2])
+    assert constraint_penalties([], x)[0].tolist() == [0] * 9
+    twice, metrics = constraint_penalties([rules[2], rules[2]], x)
+    assert twice.tolist() == pytest.approx(parts[2].tolist())
+    assert float(metrics["homopolymer_penalty"]) == pytest.approx(2 * float(parts[2].mean()))
 
 
 def test_the_report_counts_sequences():

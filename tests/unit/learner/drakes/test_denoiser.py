@@ -20,7 +20,7 @@ from learner.drakes.reverse_complement import reverse_complement_one_hot
 from learner.networks.attention import sinusoidal_positions
 from tests.reference_drakes import toy_denoiser
 
-VARIANTS = [{}, {"stem_kernel": 5}, {"masked_fraction": True}, {"num_layers": 3, "num_heads": 2}]
+VARIANTS = [{}, {"stem_kernel": 5}, {"stem_kernel": 3, "stem_channels": 6}, {"masked_fraction": True}, {"num_layers": 3, "num_heads": 2}]
 
 
 def random_states(length: int = 6, num_tokens: int = 4, count: int = 9) -> torch.Tensor:
