@@ -51,9 +51,7 @@ class MotifLaw:
         """float64 [4]: law of a letter of the chain."""
         self.transitions = joint / self.initial[:, None]
         """float64 [4, 4]: P(next letter | letter)."""
-        motifs = motif_matrices(
-            config.motifs, pseudocount=config.pseudocount, origin="replay.motif_law.motifs"
-        )
+        motifs = motif_matrices(config.motifs, pseudocount=config.pseudocount, origin="replay.motif_law.motifs")
         self.sites = [np.exp(motif.log_odds) / 4 for motif in motifs]
         """float64 [w, 4] of each motif: the law of its letters, which are independent of each other."""
         for motif in motifs:
@@ -69,7 +67,9 @@ class MotifLaw:
         tokens[:, 0] = _draw(np.broadcast_to(self.initial, (count, 4)), rng)
         for position in range(1, self.length):
             tokens[:, position] = _draw(self.transitions[tokens[:, position - 1]], rng)
-        chosen = np.where(rng.random(count) < self.config.site_probability, rng.integers(len(self.sites), size=count), -1)
+        chosen = np.where(
+            rng.random(count) < self.config.site_probability, rng.integers(len(self.sites), size=count), -1
+        )
         for number, site in enumerate(self.sites):
             rows, width = np.flatnonzero(chosen == number), len(site)
             letters = _draw(np.broadcast_to(site, (len(rows), width, 4)), rng)

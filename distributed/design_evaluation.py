@@ -130,8 +130,9 @@ class DesignEvaluator:
         drawn = self.samples(weights, self.config.evaluation.num_samples, seed=seed)
         samples = drawn[valid_scores(drawn.scores)]
         metrics = self.metrics_of(drawn)
-        reference = Reference(self._reference, self._likelihoods(self._reference, seed))
-        metrics |= self._true_likelihoods(samples.tokens) | {"pretrained_nelbo": -float(reference.log_likelihoods.mean())}
+        real = self._likelihoods(self._reference, seed)
+        reference = Reference(self._reference, real)
+        metrics |= self._true_likelihoods(samples.tokens) | {"pretrained_nelbo": -float(real.mean())}
         found = design_metrics(
             samples.tokens, samples.scores, reference, self.generator.metrics,
             np.random.default_rng(derive_seed(seed, "bootstrap")),

@@ -171,9 +171,7 @@ class MotifsOracle:
                 f"oracle.name motifs needs an environment.alphabet of the letters {LETTERS} in any order, got {alphabet!r}"
             )
         self._config = config
-        matrices = functools.partial(
-            motif_matrices, pseudocount=config.pseudocount, gc_background=config.gc_background
-        )
+        matrices = functools.partial(motif_matrices, pseudocount=config.pseudocount, gc_background=config.gc_background)
         wanted, unwanted = matrices(config.motifs), matrices(config.repressors, origin="oracle.repressors")
         self.motifs = [*wanted, *unwanted]
         """Those that raise the score, then the repressors."""

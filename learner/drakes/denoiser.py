@@ -119,9 +119,7 @@ def _stem(num_channels: int, config: DenoiserConfig) -> nn.Sequential:
     if not config.stem_channels:
         return nn.Sequential(detectors, nn.GELU())
     nn.init.normal_(detectors.weight, std=0.2)
-    return nn.Sequential(
-        detectors, nn.GELU(), nn.Conv1d(config.stem_channels, hidden, kernel, padding=kernel // 2)
-    )
+    return nn.Sequential(detectors, nn.GELU(), nn.Conv1d(config.stem_channels, hidden, kernel, padding=kernel // 2))
 
 
 class SymmetricDenoiser(nn.Module):
