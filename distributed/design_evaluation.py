@@ -29,6 +29,7 @@ from learner.drakes.diffusion import nelbo
 from learner.drakes.filters import FilterConfig
 from learner.drakes.metrics import Reference, design_metrics, likelihood_z
 from learner.drakes.reward_model import RewardModel
+from learner.drakes.trajectories import trajectory_log_probs
 from learner.exact import jensen_shannon, kl_divergence, total_variation
 from learner.flat import FlatParameters
 from learner.gflownet import EvaluationWeights
@@ -36,6 +37,8 @@ from learner.metrics import novelty, sample_metrics
 
 NELBO_DRAWS = 8
 """Estimates averaged for the likelihood of a sequence."""
+PATH_KL_SAMPLES = 256
+"""Samples that the KL of the paths is estimated from where it is not known exactly."""
 MAX_REFERENCE = 2000
 """Offline sequences that designs are compared with."""
 
@@ -132,6 +135,8 @@ class DesignEvaluator:
         metrics = self.metrics_of(drawn)
         real = self._likelihoods(self._reference, seed)
         reference = Reference(self._reference, real)
+        if not self.is_exact:
+            metrics["path_kl"] = self._path_kl(samples)
         metrics |= self._true_likelihoods(samples.tokens) | {"pretrained_nelbo": -float(real.mean())}
         found = design_metrics(
             samples.tokens, samples.scores, reference, self.generator.metrics,
@@ -157,6 +162,14 @@ class DesignEvaluator:
         generator = torch.Generator().manual_seed(seed)
         given = torch.from_numpy(tokens.astype(np.int64))
         return -np.mean([nelbo(self.pretrained, given, generator).numpy() for _ in range(NELBO_DRAWS)], 0)
+
+    @torch.no_grad()
+    def _path_kl(self, drawn: TrajectoryBatch) -> float:
+        """KL of the paths to the pretrained model by the log-ratio of the first `PATH_KL_SAMPLES` samples [nats]."""
+        some = drawn[:PATH_KL_SAMPLES]
+        tokens, steps = (torch.from_numpy(array.astype(np.int64)) for array in (some.tokens, some.actions))
+        pretrained = trajectory_log_probs(self.pretrained, tokens, steps, self.generator.rollout.num_steps)
+        return float(some.log_behaviour.sum(1).mean() - pretrained.sum(1).mean())
 
     def _true_likelihoods(self, tokens: np.ndarray) -> dict[str, float]:
         """Of designs int [n, L], where the law of the data is known [nats]; the z score is to be read from both sides."""
