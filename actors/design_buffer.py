@@ -33,8 +33,7 @@ class DesignBuffer(ReplayBuffer):
         return accepted
 
     def set_offline(self, batch: TrajectoryBatch) -> None:
-        """As `ReplayBuffer.set_offline`; the bank, if members are drawn from it, begins with the best of them."""
-        super().set_offline(batch)
+        """Only the bank, if members are drawn from it, takes of `batch` what it admits: the learner has the data itself."""
         if self.num_banked:
             self.bank.add(batch.tokens, batch.scores)
 

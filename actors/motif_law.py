@@ -90,7 +90,8 @@ class MotifLaw:
         steps = np.log(self.transitions)[tokens[:, :-1], tokens[:, 1:]]
         until = np.concatenate([np.log(self.initial)[tokens[:, :1]], steps], 1).cumsum(1)  # log p of x_0..x_i
         with_site = np.mean([self._site_ratio(tokens, until, site) for site in self.sites], 0)
-        return until[:, -1] + np.log1p(self.config.site_probability * (with_site - 1))
+        share = self.config.site_probability
+        return until[:, -1] + np.log(1 - share + share * with_site)
 
     def _site_ratio(self, tokens: np.ndarray, until: np.ndarray, site: np.ndarray) -> np.ndarray:
         """float64 [n]: p(x | a site of this motif was pasted) / chain(x), the mean over starts and strands."""

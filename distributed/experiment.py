@@ -13,6 +13,7 @@ from actors.design_buffer import DesignBuffer
 from actors.environments.sequence import SequenceEnvironment, SequenceError
 from actors.motif_law import MotifLaw
 from actors.oracles.base import Oracle, OracleDataError
+from actors.oracles.motifs import LETTERS
 from actors.oracles.registry import build_oracle
 from actors.oracles.table import read_sequences
 from actors.replay_buffer import ReplayBuffer, trajectory_bytes
@@ -172,9 +173,14 @@ def num_dynamics_trajectories(config: ExperimentConfig, num_fresh: int) -> int:
 
 
 def make_motif_law(config: ExperimentConfig) -> MotifLaw | None:
-    """The law of the offline data if it is known, or None; raises OracleDataError for motifs that do not fit."""
+    """The law of the offline data if it is known, or None; raises OracleDataError for motifs or letters that do not fit."""
     if config.replay.offline_source != "motif_law":
         return None
+    if config.environment.alphabet != LETTERS:
+        raise OracleDataError(
+            f"replay.offline_source motif_law draws DNA: environment.alphabet must be {LETTERS}, got "
+            f"{config.environment.alphabet!r}"
+        )
     return MotifLaw(config.replay.motif_law, config.environment.length)
 
 

@@ -260,9 +260,12 @@ def test_the_shipped_motifs_config_runs(in_tmp_path, monkeypatch):
     assert {"nelbo", "path_kl", "gc_content_penalty"} <= {name for record in records for name in record}
 
 
-def test_a_known_law_needs_room_for_its_motifs(data):
+def test_a_known_law_needs_room_for_its_motifs_and_their_letters(data):
     with pytest.raises(ConfigError, match=r"replay\.motif_law\.motifs: .* wide; allowed: up to environment\.length 4"):
         run.train(config(**{"replay": {"offline_source": "motif_law"}}), None, None, None)
+    settings = validate(TOY | {"replay": {"offline_source": "motif_law"}})
+    with pytest.raises(ConfigError, match=r"environment\.alphabet must be ACGT, got"):
+        run.train(settings, None, None, None)
 
 
 def test_the_shipped_config_runs(in_tmp_path, capsys):

@@ -14,7 +14,7 @@ def test_the_bank_begins_with_offline_sequences_if_members_are_drawn(num_banked)
     offline = trajectories_of(np.array([[0, 0, 0, 1], [0, 0, 0, 2], [1, 0, 0, 0]]))
     offline.scores[:] = [0.5, 0.9, np.nan]
     buffer.set_offline(offline)
-    assert buffer.num_offline == 3
+    assert buffer.num_offline == 0  # the learner has them
     assert buffer.bank.all().rewards.tolist() == pytest.approx([0.9, 0.5] if num_banked else [])
     drawn = buffer.draw(2, 0).banked
     assert (drawn is None) == (num_banked == 0)
