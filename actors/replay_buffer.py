@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from actors.archives import read_archive, write_archive
 from actors.memory_bank import MemoryBankConfig
+from actors.motif_law import MotifLawConfig
 from actors.trajectories import TrajectoryBatch, concatenate, empty_batch
 from learner.configs import AbsolutePath, StrictConfig
 
@@ -33,13 +34,16 @@ class ReplayConfig(StrictConfig):
     """Share of the policy's batches that comes from the offline data."""
     priority_exponent: float = Field(0.0, ge=0, le=100)
     """Policy replay draws trajectories in proportion to score^this; 0: uniformly. Dynamics replay is uniform."""
-    offline_source: Literal["none", "lower_half", "file"] = "none"
-    """Sequences pushed through the noise process before the run: the lower half of the oracle's scores, or a file."""
+    offline_source: Literal["none", "lower_half", "file", "motif_law"] = "none"
+    """Sequences pushed through the noise process before the run: the lower half of the oracle's scores, a file, or draws
+    of a synthetic law of regulatory DNA."""
     offline_path: AbsolutePath | None = None
     """offline_source file: CSV with a column `sequence`, or FASTA (.fa, .fasta, .fna, .faa); their noisy versions are scored
     by the oracle."""
     offline_size: int = Field(10_000, ge=1, le=100_000_000)
     """Most offline trajectories; drawn at random from the source if it has more."""
+    motif_law: MotifLawConfig = MotifLawConfig()
+    """offline_source motif_law: what is drawn, whose probabilities are known exactly."""
     bank: MemoryBankConfig = MemoryBankConfig()
     """Sequences that scored well, kept beside the trajectories (generator.name drakes)."""
 
@@ -48,7 +52,7 @@ class ReplayConfig(StrictConfig):
         if self.replay_share + self.offline_share >= 1:
             raise ValueError("replay_share + offline_share must stay below 1: fresh trajectories are needed")
         if self.offline_share > 0 and self.offline_source == "none":
-            raise ValueError("offline_share > 0 needs an offline_source: lower_half or file")
+            raise ValueError("offline_share > 0 needs an offline_source: lower_half, file or motif_law")
         if (self.offline_source == "file") != (self.offline_path is not None):
             raise ValueError("offline_path goes with offline_source: file")
         return self

@@ -11,7 +11,9 @@ from torch import nn
 from actors.denoising import DenoisingWorker
 from actors.design_buffer import DesignBuffer
 from actors.environments.sequence import SequenceEnvironment, SequenceError
+from actors.motif_law import MotifLaw
 from actors.oracles.base import Oracle, OracleDataError
+from actors.oracles.motifs import LETTERS
 from actors.oracles.registry import build_oracle
 from actors.oracles.table import read_sequences
 from actors.replay_buffer import ReplayBuffer, trajectory_bytes
@@ -170,6 +172,18 @@ def num_dynamics_trajectories(config: ExperimentConfig, num_fresh: int) -> int:
     return steps * config.dynamics.num_rounds * config.dynamics.batch_size
 
 
+def make_motif_law(config: ExperimentConfig) -> MotifLaw | None:
+    """The law of the offline data if it is known, or None; raises OracleDataError for motifs or letters that do not fit."""
+    if config.replay.offline_source != "motif_law":
+        return None
+    if config.environment.alphabet != LETTERS:
+        raise OracleDataError(
+            f"replay.offline_source motif_law draws DNA: environment.alphabet must be {LETTERS}, got "
+            f"{config.environment.alphabet!r}"
+        )
+    return MotifLaw(config.replay.motif_law, config.environment.length)
+
+
 def offline_sequences(
     config: ExperimentConfig, environment: SequenceEnvironment, oracle: Oracle
 ) -> tuple[np.ndarray, np.ndarray] | None:
@@ -183,6 +197,12 @@ def offline_sequences(
             tokens, lengths = environment.tokens(read_sequences(replay.offline_path), origin=str(replay.offline_path))
         except SequenceError as error:
             raise OracleDataError(str(error)) from error
+    elif replay.offline_source == "motif_law":
+        law = make_motif_law(config)
+        assert law is not None
+        rng = np.random.default_rng(derive_seed(config.run.seed, "offline"))
+        tokens = law.sample(replay.offline_size, rng)
+        lengths = np.full(len(tokens), law.length)
     else:
         if not oracle.enumerable or environment.space.num_sequences > config.evaluation.max_sequences:
             raise OracleDataError(

@@ -14,6 +14,7 @@ from distributed.training_loop import git_commit
 from tests.benchmarks import drakes, runs, scaling, speed, sweeps
 
 BENCHMARKS = {
+    "drakes_motifs": drakes.motifs,
     "drakes_pretraining": drakes.pretraining,
     "drakes_tfbind8": drakes.tfbind8,
     "one_core": speed.one_core,

@@ -246,6 +246,36 @@ def test_scores_that_are_no_numbers_are_left_out(data):
     assert np.isfinite(summary["mean_score"])
 
 
+def test_the_shipped_motifs_config_runs(in_tmp_path, monkeypatch):
+    monkeypatch.setattr("distributed.design_evaluation.MAX_REFERENCE", 100)
+    words = (
+        "--run.num_learner_steps 12 --generator.pretraining.num_steps 10 --run.backend serial --tracking.mlflow false "
+        "--replay.offline_size 200 --actors.batch_size 8 --generator.batch_size 8 --evaluation.num_samples 32 "
+        "--tracking.log_every_steps 1"
+    )
+    file = Path(__file__).parents[2] / "tune_configs" / "drakes_motifs.yaml"
+    assert run.main([str(file), *words.split(), "--run.name", "m"]) == 0
+    summary = json.loads(Path("runs/m/summary.json").read_text())
+    assert 0 <= summary["mean_score"] <= 1
+    assert summary["gc_rmse"] < 0.2
+    assert abs(summary["kmer_correlation"]) <= 1
+    assert 60 < summary["data_entropy"] < 70
+    assert summary["data_entropy"] < summary["pretrained_nelbo"] < 80
+    assert summary["true_log_prob"] < -summary["data_entropy"]  # of a model that has hardly been trained
+    assert summary["true_log_prob_z"] < 0
+    assert abs(summary["path_kl"]) < 1  # two steps from where it began
+    records = RunFolder(Path("runs/m")).read_metrics()
+    assert {"nelbo", "path_kl", "gc_content_penalty"} <= {name for record in records for name in record}
+
+
+def test_a_known_law_needs_room_for_its_motifs_and_their_letters(data):
+    with pytest.raises(ConfigError, match=r"replay\.motif_law\.motifs: .* wide; allowed: up to environment\.length 4"):
+        run.train(config(**{"replay": {"offline_source": "motif_law"}}), None, None, None)
+    settings = validate(TOY | {"replay": {"offline_source": "motif_law"}})
+    with pytest.raises(ConfigError, match=r"environment\.alphabet must be ACGT, got"):
+        run.train(settings, None, None, None)
+
+
 def test_the_shipped_config_runs(in_tmp_path, capsys):
     """Briefly, and with a small network, which is better than uniform sequences all the same."""
     words = (
