@@ -5,11 +5,16 @@ from actors.oracles.base import Oracle
 from distributed.config import ExperimentConfig
 from distributed.design_evaluation import DesignEvaluator
 from distributed.evaluation import Evaluator
+from distributed.forecast_evaluation import ForecastEvaluator
 
-AnyEvaluator = Evaluator | DesignEvaluator
+AnyEvaluator = Evaluator | DesignEvaluator | ForecastEvaluator
+FAMILIES: dict[str, type[AnyEvaluator]] = {
+    "gflownet": Evaluator,
+    "drakes": DesignEvaluator,
+    "forecast": ForecastEvaluator,
+}
 
 
 def make_evaluator(config: ExperimentConfig, environment: SequenceEnvironment, oracle: Oracle) -> AnyEvaluator:
     """The evaluator of the configured generator; raises ConfigError or OracleDataError for what cannot be evaluated."""
-    family = Evaluator if config.generator.name == "gflownet" else DesignEvaluator
-    return family(config, environment, oracle)
+    return FAMILIES[config.generator.name](config, environment, oracle)

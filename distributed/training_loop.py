@@ -276,16 +276,19 @@ class TrainingLoop:
         self._draw_plots(law, samples)
         return metrics
 
-    def _draw_plots(self, law: ExactLaw | None, evaluated: EvaluatedSamples) -> None:
-        folder, evaluation, samples = self.folder.plots, self.config.evaluation, evaluated.trajectories
+    def _draw_plots(self, law: ExactLaw | None, evaluated: EvaluatedSamples | None) -> None:
+        folder, evaluation = self.folder.plots, self.config.evaluation
         try:
             plots.learning_curves(self.folder.read_metrics(), folder / "learning_curves.png")
+            self.evaluator.draw_plots(folder, law)
+            if evaluated is None:
+                return
+            samples = evaluated.trajectories
             plots.score_histogram(samples.scores, evaluated.target_weights, law, folder / "score_histogram.png")
             if law is not None:
                 plots.probability_scatter(law, folder / "probability_scatter.png")
             if evaluated.kmers is not None:
                 plots.kmer_scatter(evaluated.kmers, folder / "kmer_scatter.png")
-            self.evaluator.draw_plots(folder, law)
             environment = self.evaluator.environment
             lengths = environment.lengths(samples.tokens, samples.num_steps)
             tokens = environment.as_actions(samples.tokens, lengths)  # as `num_modes` compares them
