@@ -213,7 +213,9 @@ def _check_order(times: np.ndarray, shown: "pd.Series", path: str, column: str) 
         return
     row = int(np.flatnonzero(~steps)[0]) + 1
     fault = "is there twice" if times[row] == times[row - 1] else f"is before {shown.iloc[row - 1]}, that of row {row}"
-    raise SeriesError(f"{path}: column {column!r}: the time {shown.iloc[row]} of row {row + 1} {fault}; allowed: ascending")
+    raise SeriesError(
+        f"{path}: column {column!r}: the time {shown.iloc[row]} of row {row + 1} {fault}; allowed: ascending"
+    )
 
 
 def _resampled(frame: "pd.DataFrame", interval: str) -> "pd.DataFrame":
@@ -225,7 +227,9 @@ def _resampled(frame: "pd.DataFrame", interval: str) -> "pd.DataFrame":
     try:
         return frame.resample(interval).mean()
     except ValueError as error:
-        raise SeriesError(f"data.resample: got {interval!r}; allowed are intervals of pandas, such as MS ({error})") from error
+        raise SeriesError(
+            f"data.resample: got {interval!r}; allowed are intervals of pandas, such as MS ({error})"
+        ) from error
 
 
 def _wanted(frame: "pd.DataFrame", config: DataConfig) -> list[str]:
@@ -283,7 +287,9 @@ def _check_values(values: np.ndarray, frame: "pd.DataFrame") -> None:
 def _logarithm(values: np.ndarray, name: str, frame: "pd.DataFrame") -> np.ndarray:
     wrong = np.flatnonzero(values <= 0)
     if len(wrong):
-        raise SeriesError(f"data.log: column {name!r} is {values[wrong[0]]:g} at {frame.index[wrong[0]]}; allowed: above 0")
+        raise SeriesError(
+            f"data.log: column {name!r} is {values[wrong[0]]:g} at {frame.index[wrong[0]]}; allowed: above 0"
+        )
     return np.log(values)
 
 

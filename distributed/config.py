@@ -156,13 +156,21 @@ class ExperimentConfig(StrictConfig):
     def _check_forecast(self) -> None:
         environment, default = self.environment, EnvironmentConfig()
         if environment.model_copy(update={"noise": default.noise}) != default:
-            raise ValueError("environment: of this section generator.name forecast takes only the noise; see section data")
+            raise ValueError(
+                "environment: of this section generator.name forecast takes only the noise; see section data"
+            )
         if self.network.name != "transformer":
-            raise ValueError(f"network.name: {self.network.name} reads no windows of a time series; allowed: transformer")
+            raise ValueError(
+                f"network.name: {self.network.name} reads no windows of a time series; allowed: transformer"
+            )
         if self.replay.offline_source != "none":
-            raise ValueError("replay.offline_source: generator.name forecast has none; true futures join by their weights")
+            raise ValueError(
+                "replay.offline_source: generator.name forecast has none; true futures join by their weights"
+            )
         if self.evaluation.exact == "always":
-            raise ValueError("evaluation.exact: got 'always'; forecasts are judged on the test rows; allowed: auto, never")
+            raise ValueError(
+                "evaluation.exact: got 'always'; forecasts are judged on the test rows; allowed: auto, never"
+            )
 
     def _check_drakes(self, generator: DrakesConfig) -> None:
         environment = self.environment

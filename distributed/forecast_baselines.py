@@ -15,9 +15,7 @@ MIN_SEASONS = 3
 """Seasons of training rows that exponential smoothing needs to have a season."""
 
 
-def naive_paths(
-    values: np.ndarray, origins: np.ndarray, horizon: int, *, season: int, num_train: int
-) -> np.ndarray:
+def naive_paths(values: np.ndarray, origins: np.ndarray, horizon: int, *, season: int, num_train: int) -> np.ndarray:
     """float64 [O, S, P]: the value a season (1: a row) before, spread by the errors that made on the training rows.
 
     `values` float [N, M]. Each error counts with both signs, so that the median of the paths is the naive forecast itself.

@@ -57,7 +57,9 @@ class ForecastEvaluator:
         self.task, self.data = oracle.task, config.data
         self.policy = make_policy(config, environment, self.task).eval()
         self._policy_weights = FlatParameters(self.policy)
-        self._dynamics_weights = FlatParameters(DynamicsModel(environment.space, config.dynamics.network, self.task.shape))
+        self._dynamics_weights = FlatParameters(
+            DynamicsModel(environment.space, config.dynamics.network, self.task.shape)
+        )
         self._history = self.task.history()
         self._scale = mase_scale(self._history[: self.task.num_train], self.data.season)
         self._shown: Forecast | None = None
@@ -163,7 +165,9 @@ def comparison_table(metrics: Mapping[str, float]) -> tuple[Table, str]:
         if ours < theirs
         else f"this model LOSES to seasonal naive: CRPS {ours:.4g} against {theirs:.4g}"
     )
-    best = min((name for name in BASELINES if metrics.get(f"crps_{name}") is not None), key=lambda n: metrics[f"crps_{n}"])
+    best = min(
+        (name for name in BASELINES if metrics.get(f"crps_{name}") is not None), key=lambda n: metrics[f"crps_{n}"]
+    )
     if metrics[f"crps_{best}"] < ours and best != "seasonal_naive":
         verdict += f"; {best} is better than both are" if ours >= theirs else f"; {best} is better still"
     return table, verdict

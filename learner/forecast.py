@@ -87,6 +87,23 @@ class ForecastLearner(GFlowNetLearner):
         self._futures = torch.from_numpy(data.futures).to(self.device)
         self._tokens = torch.from_numpy(data.tokens.astype(np.int64)).to(self.device)
         self._bin_values = torch.from_numpy(data.bin_values).to(self.device)
+        if generator.forward_looking:
+            self.policy.flow_offset.copy_(self._flows_without_windows())
+
+    def _flows_without_windows(self) -> Tensor:
+        """float [P+1]: log Σ exp(-β E[err]) of the positions still to come, y being that of any window.
+
+        Where the flows begin: from flows that are too low, the first gradients would make the policy certain of whatever
+        it happened to draw.
+        """
+        errors = torch.stack([step_errors(value, self._futures, self.generator.error).mean(0) for value in self._bin_values.T])
+        ahead = (-self.reward.exponent * errors).logsumexp(0).flip(0).cumsum(0).flip(0)
+        return functional.pad(ahead, (0, 1))
+
+    def _guess_flows(self, batch: TensorBatch) -> None:
+        """Done already, where each position has its own share of the reward."""
+        if not self.generator.forward_looking:
+            super()._guess_flows(batch)
 
     def _context(self, batch: TensorBatch) -> Context:
         """The windows of the batch, the same noise added wherever a learner step asks for them."""
@@ -138,7 +155,9 @@ class ForecastLearner(GFlowNetLearner):
         metrics = {"future_ce": likelihood, "future_error": error}
         if outputs.lookahead_logits is not None:
             logits = outputs.lookahead_logits.unflatten(0, (count, steps + 1))[:, :-1]
-            targets = lookahead_targets(tokens, torch.ones_like(tokens, dtype=torch.bool), self.objective.lookahead_steps)
+            targets = lookahead_targets(
+                tokens, torch.ones_like(tokens, dtype=torch.bool), self.objective.lookahead_steps
+            )
             metrics["lookahead_ce"] = lookahead_loss(logits, targets)
             loss = loss + weight * metrics["lookahead_ce"]
         return loss, metrics

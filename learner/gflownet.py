@@ -182,9 +182,7 @@ class GFlowNetLearner:
 
     def _policy_step(self, batch: TensorBatch) -> dict[str, Tensor]:
         if self.step == 0 and not self.objective.policy_heads["values"]:
-            # the policy is still uniform, so log Z is about the log of the number of sequences + log mean R
-            rewards = log_reward(batch.scores, self.reward, step=0)
-            self.policy.shift_log_flow(rewards.logsumexp(0) - math.log(len(rewards)))
+            self._guess_flows(batch)
         self.policy_weights.zero_grad()
         with self._autocast():
             context = self._context(batch)
@@ -197,6 +195,11 @@ class GFlowNetLearner:
         log_z = outputs.log_flow[: len(batch.contexts)].mean()  # one root for each window
         metrics |= {"gradient_norm": norm, "log_z": log_z, "batch_score": batch.scores.mean()}
         return {"loss": loss, **metrics}
+
+    def _guess_flows(self, batch: TensorBatch) -> None:
+        """The policy is still uniform, so log Z is about the log of the number of sequences + log mean R."""
+        rewards = log_reward(batch.scores, self.reward, step=0)
+        self.policy.shift_log_flow(rewards.logsumexp(0) - math.log(len(rewards)))
 
     def _loss(
         self, batch: TensorBatch, outputs: PolicyOutputs, context: Context | None

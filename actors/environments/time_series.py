@@ -18,8 +18,8 @@ from actors.environments.noise import NeighbourSubstitution
 from actors.environments.sequence import EnvironmentConfig, SequenceEnvironment
 from actors.series import GAP, DataConfig, Series, SeriesError, load_series
 from learner.binning import Bins, make_bins
-from learner.networks.context import ContextShape
 from learner.forecast import ErrorName, ForecastData, step_errors
+from learner.networks.context import ContextShape
 
 Split = Literal["train", "validation", "test"]
 LETTERS = (string.ascii_letters + string.digits + "+-")[:64]
@@ -74,7 +74,9 @@ class TimeSeriesTask:
         self._input_scale[self._input_scale == 0] = 1.0  # a window of one row, less its last; even steps so far
         self._mean, self._scale = known.mean(0), known.std(0)
         if (self._scale == 0).any():
-            raise SeriesError(f"column {self._name(int(np.argmin(self._scale)))!r} has the same future in every training window")
+            raise SeriesError(
+                f"column {self._name(int(np.argmin(self._scale)))!r} has the same future in every training window"
+            )
         self.bins: Bins = make_bins((known - self._mean) / self._scale, config.num_bins, config.bins)
 
     @property

@@ -165,7 +165,9 @@ class PrefixTransformer(PrefixNetwork):
         window = None
         if self.encoder is not None:
             window = self._encode(context)[_given(context).index]
-        hidden = [stream(tokens, window).flatten(0, 1).index_select(0, rows) for stream, tokens in self._strings(symbols)]
+        hidden = [
+            stream(tokens, window).flatten(0, 1).index_select(0, rows) for stream, tokens in self._strings(symbols)
+        ]
         if window is not None:
             hidden.append(window.index_select(0, rows // (symbols.shape[1] + 1)))
         return self.head(torch.cat(hidden, -1))
