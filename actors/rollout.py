@@ -208,7 +208,7 @@ def draw_trajectories(
     batch.scores[:] = np.nan
     uniforms = rng.random((space.max_length, 2, count), dtype=np.float32)
     alive, state = np.arange(count), policy.start(context)
-    groups = np.zeros(count, np.int64) if context is None else context.index.cpu().numpy()
+    groups = np.zeros(count, np.int64) if context is None else context.rows.cpu().numpy()
     for step in range(space.max_length):
         if intended is None:
             probabilities = behaviour(policy.at(state).log_policy, temperature, epsilon, space.allowed[step])

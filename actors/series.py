@@ -120,6 +120,19 @@ class Series:
         """Place of a column."""
         return self.columns.index(name)
 
+    def row(self, time: str) -> int:
+        """The row at a time that the user wrote; raises SeriesError if there is none."""
+        import pandas as pd
+
+        try:
+            wanted = pd.Timestamp(time) if isinstance(self.times, pd.DatetimeIndex) else float(time)
+            return int(self.times.get_loc(wanted))
+        except (ValueError, TypeError, KeyError) as error:
+            ends = f"from {self.times[0]} to {self.times[-1]}"
+            raise SeriesError(
+                f"--origin: no row has the time {time[:40]!r}; allowed: a time of the series, {ends}"
+            ) from error
+
     def next_times(self, after: int, count: int) -> "pd.Index":
         """Times of the `count` rows after row `after`; beyond the last row, at the usual step."""
         import pandas as pd

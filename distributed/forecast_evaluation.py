@@ -3,12 +3,10 @@
 Shapes: O origins, S paths, P positions, N rows, M targets, H horizon.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.table import Table
 
 from actors.environments.sequence import SequenceEnvironment
 from actors.environments.time_series import PathScorer, Split, Windows
@@ -16,6 +14,7 @@ from actors.forecasting import draw_paths
 from actors.oracles.base import Oracle
 from distributed import plots
 from distributed.config import ExperimentConfig
+from distributed.evaluation import ExactLaw
 from distributed.experiment import derive_seed, make_policy
 from distributed.forecast_baselines import naive_paths, smoothing_paths
 from learner.dynamics import DynamicsModel
@@ -28,10 +27,6 @@ MAX_ORIGINS, MAX_INTERIM_ORIGINS = 200, 50
 """Origins at which a forecast is judged, at even distances, at the end and at intervals."""
 CHUNK = 16_384
 """Paths drawn at once."""
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-BASELINES = ("naive", "seasonal_naive", "ets")
-FIGURES = ("mae", "rmse", "mase", "crps", "coverage_90")
-"""Columns of the table."""
 
 
 class Forecast(NamedTuple):
@@ -47,14 +42,12 @@ class Forecast(NamedTuple):
 class ForecastEvaluator:
     """Evaluates weights of a forecasting policy; the counterpart of `Evaluator`."""
 
-    is_exact = False
-
     def __init__(self, config: ExperimentConfig, environment: SequenceEnvironment, oracle: Oracle):
         assert isinstance(config.generator, ForecastConfig)
         assert isinstance(oracle, PathScorer)
-        assert config.data is not None
-        self.config, self.environment, self.oracle, self.generator = config, environment, oracle, config.generator
-        self.task, self.data = oracle.task, config.data
+        self.config, self.environment, self.oracle = config, environment, oracle
+        self.generator: ForecastConfig = config.generator
+        self.task, self.data = oracle.task, oracle.task.config
         self.policy = make_policy(config, environment, self.task).eval()
         self._policy_weights = FlatParameters(self.policy)
         self._dynamics_weights = FlatParameters(
@@ -138,7 +131,7 @@ class ForecastEvaluator:
         }  # fmt: skip
         return {name: paths for name, paths in found.items() if paths is not None}
 
-    def draw_plots(self, folder: Path, law: None) -> None:
+    def draw_plots(self, folder: Path, law: ExactLaw | None) -> None:
         """The forecast at the last test origin, beside what came; raises OSError."""
         if self._shown is not None:
             self.fan_chart(self._shown, folder / "forecast.png")
@@ -151,23 +144,3 @@ class ForecastEvaluator:
             times.next_times(forecast.origin, self.data.horizon), forecast.paths, forecast.actual,
             self.data.target_names, path,
         )  # fmt: skip
-
-
-def comparison_table(metrics: Mapping[str, float]) -> tuple[Table, str]:
-    """The model beside the baselines, and in words whether it is worth having."""
-    table = Table("test rows", *FIGURES, title="rolling origin")
-    for name, suffix in (("model", ""), *((name, f"_{name}") for name in BASELINES)):
-        if metrics.get(f"crps{suffix}") is not None:
-            table.add_row(name, *(f"{metrics[key + suffix]:.4g}" for key in FIGURES))
-    ours, theirs = metrics["crps"], metrics["crps_seasonal_naive"]
-    verdict = (
-        f"CRPS {1 - ours / theirs:.1%} below seasonal naive"
-        if ours < theirs
-        else f"this model LOSES to seasonal naive: CRPS {ours:.4g} against {theirs:.4g}"
-    )
-    best = min(
-        (name for name in BASELINES if metrics.get(f"crps_{name}") is not None), key=lambda n: metrics[f"crps_{n}"]
-    )
-    if metrics[f"crps_{best}"] < ours and best != "seasonal_naive":
-        verdict += f"; {best} is better than both are" if ours >= theirs else f"; {best} is better still"
-    return table, verdict

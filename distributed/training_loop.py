@@ -20,7 +20,7 @@ from distributed.backend import Backend, RunFailed, StepResult
 from distributed.checkpoints import LEARNER_FILE
 from distributed.config import ExperimentConfig
 from distributed.evaluation import EvaluatedSamples, ExactLaw
-from distributed.families import AnyEvaluator
+from distributed.families import AnyEvaluator, judge
 from distributed.progress import ProgressLine
 from distributed.run_folder import RunFolder, finite
 from distributed.tracking import MlflowTracker
@@ -269,12 +269,10 @@ class TrainingLoop:
 
     def _judge(self) -> dict[str, float]:
         weights = self.backend.evaluation_weights()
-        metrics, law = self.evaluator.exact_metrics(weights) if self.evaluator.is_exact else ({}, None)
-        of_samples, samples = self.evaluator.sample_metrics(weights)
-        metrics |= of_samples
-        self._log(weights.step, metrics)
-        self._draw_plots(law, samples)
-        return metrics
+        judgement = judge(self.evaluator, weights)
+        self._log(weights.step, judgement.metrics)
+        self._draw_plots(judgement.law, judgement.samples)
+        return judgement.metrics
 
     def _draw_plots(self, law: ExactLaw | None, evaluated: EvaluatedSamples | None) -> None:
         folder, evaluation = self.folder.plots, self.config.evaluation

@@ -96,7 +96,9 @@ class ForecastLearner(GFlowNetLearner):
         Where the flows begin: from flows that are too low, the first gradients would make the policy certain of whatever
         it happened to draw.
         """
-        errors = torch.stack([step_errors(value, self._futures, self.generator.error).mean(0) for value in self._bin_values.T])
+        errors = torch.stack(
+            [step_errors(value, self._futures, self.generator.error).mean(0) for value in self._bin_values.T]
+        )
         ahead = (-self.reward.exponent * errors).logsumexp(0).flip(0).cumsum(0).flip(0)
         return functional.pad(ahead, (0, 1))
 

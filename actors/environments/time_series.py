@@ -181,8 +181,8 @@ class TimeSeriesTask:
 class PathScorer:
     """The oracle of forecasts: exp(-err) of a path beside the realised future of its training window."""
 
-    enumerable = False
-    reference = None
+    enumerable: bool = False
+    reference: np.ndarray | None = None
 
     def __init__(self, task: TimeSeriesTask, error: ErrorName):
         self.task, self._error = task, error

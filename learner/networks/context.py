@@ -29,7 +29,7 @@ class Context(NamedTuple):
 
     windows: Tensor
     """float [n, W, F]."""
-    index: Tensor
+    rows: Tensor
     """int64 [B]: row of `windows`."""
 
 

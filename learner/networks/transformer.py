@@ -164,7 +164,7 @@ class PrefixTransformer(PrefixNetwork):
         """Outputs [N, O] of the prefixes at flat positions `rows` int64 [N] (b*(T+1) + t) of `symbols` int64 [B, T]."""
         window = None
         if self.encoder is not None:
-            window = self._encode(context)[_given(context).index]
+            window = self._encode(context)[_given(context).rows]
         hidden = [
             stream(tokens, window).flatten(0, 1).index_select(0, rows) for stream, tokens in self._strings(symbols)
         ]
