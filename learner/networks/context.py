@@ -1,10 +1,10 @@
 """What a network may know besides a prefix: the window of a time series that the prefix continues.
 
 Linear embedding of feature vectors, sinusoidal positions, bidirectional blocks; the outputs of all steps and the window
-itself are mapped to one vector. As the stream of intended tokens does, it joins the streams that a transformer's head
-reads; besides, every position of the other streams starts from it.
+itself are mapped to one vector, and that to one for each depth of a prefix. As the stream of intended tokens does, they join
+the streams that a transformer's head reads; besides, every position of the other streams starts from its own.
 
-Shapes: B prefixes or trajectories, n distinct windows, W steps of a window, F features of a step, H hidden.
+Shapes: B prefixes or trajectories, n distinct windows, W steps of a window, F features of a step, T depths, H hidden.
 """
 
 from typing import NamedTuple
@@ -34,9 +34,9 @@ class Context(NamedTuple):
 
 
 class WindowEncoder(nn.Module):
-    """One vector for each window."""
+    """One vector for each window and depth."""
 
-    def __init__(self, shape: ContextShape, hidden: int, num_heads: int, num_layers: int):
+    def __init__(self, shape: ContextShape, num_depths: int, hidden: int, num_heads: int, num_layers: int):
         super().__init__()
         self.embedding = nn.Linear(shape.num_features, hidden)
         self.positions: Tensor
@@ -45,13 +45,15 @@ class WindowEncoder(nn.Module):
         self.norm = nn.LayerNorm(hidden)
         self.pool = nn.Linear(shape.num_steps * hidden, hidden)
         self.shortcut = nn.Linear(shape.num_steps * shape.num_features, hidden, bias=False)
+        self.depths = nn.Linear(hidden, num_depths * hidden)
 
     def forward(self, windows: Tensor) -> Tensor:
-        """float [n, H] of windows float [n, W, F]."""
+        """float [n, T, H] of windows float [n, W, F]."""
         x = self.embedding(windows) + self.positions
         for block in self.blocks:
             x = block(x)
-        return self.pool(self.norm(x).flatten(1)) + self.shortcut(windows.flatten(1))
+        pooled = self.pool(self.norm(x).flatten(1)) + self.shortcut(windows.flatten(1))
+        return self.depths(pooled).unflatten(1, (-1, pooled.shape[1]))
 
 
 def single_context(window: Tensor) -> Context:

@@ -69,7 +69,7 @@ class TransformerState:
     streams: tuple[StreamState, ...]
     depth: int
     window: Tensor | None = None
-    """float [N, H]: the encoded window that each prefix continues."""
+    """float [N, T+1, H]: the encoded window that each prefix continues."""
 
     @property
     def device(self) -> torch.device:
@@ -99,19 +99,19 @@ class CausalStream(nn.Module):
     def _embed(self, tokens: Tensor, window: Tensor | None) -> Tensor:
         padded = functional.pad(tokens, (1, 0), value=self.beginning)
         x = self.embedding[padded] + self.positions[: padded.shape[1]]
-        return x if window is None else x + window[:, None]
+        return x if window is None else x + window
 
     def forward(self, tokens: Tensor, window: Tensor | None = None) -> Tensor:
-        """[B, T+1, H] of all prefixes of `tokens` int64 [B, T], which continue the encoded `window` float [B, H]."""
+        """[B, T+1, H] of all prefixes of `tokens` int64 [B, T], which continue the encoded `window` float [B, T+1, H]."""
         x = self._embed(tokens, window)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
 
     def start(self, window: Tensor | None = None) -> StreamState:
-        """The root, or that of each encoded `window` float [n, H]."""
+        """The root, or that of each encoded `window` float [n, T+1, H]."""
         x = self.embedding[self.beginning : self.beginning + 1] + self.positions[:1]
-        return self._step(x if window is None else x + window, None)
+        return self._step(x if window is None else x + window[:, 0], None)
 
     def extend(
         self, state: StreamState, parents: Tensor, tokens: Tensor, depth: int, window: Tensor | None = None
@@ -120,7 +120,7 @@ class CausalStream(nn.Module):
         kept = len(parents) == len(state.hidden) and bool((parents.diff() == 1).all())  # each prefix has one child
         caches = state.caches if kept else tuple(cache.index_select(1, parents) for cache in state.caches)
         x = self.embedding[tokens] + self.positions[depth]
-        return self._step(x if window is None else x + window, caches)
+        return self._step(x if window is None else x + window[:, depth], caches)
 
     def _step(self, x: Tensor, caches: tuple[Tensor, ...] | None) -> StreamState:
         x, grown = x[:, None], []
@@ -155,7 +155,8 @@ class PrefixTransformer(PrefixNetwork):
         self.reads_windows = shape is not None
         self.encoder = None
         if shape is not None:
-            self.encoder = WindowEncoder(shape, config.hidden_size, config.num_heads, config.num_window_layers)
+            heads, layers = config.num_heads, config.num_window_layers
+            self.encoder = WindowEncoder(shape, space.max_length + 1, config.hidden_size, heads, layers)
         self.head = nn.Linear(config.hidden_size * (len(depths) + self.reads_windows), num_outputs)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -164,12 +165,12 @@ class PrefixTransformer(PrefixNetwork):
         """Outputs [N, O] of the prefixes at flat positions `rows` int64 [N] (b*(T+1) + t) of `symbols` int64 [B, T]."""
         window = None
         if self.encoder is not None:
-            window = self._encode(context)[_given(context).rows]
+            window = self._encode(context)[_given(context).rows, : symbols.shape[1] + 1]
         hidden = [
             stream(tokens, window).flatten(0, 1).index_select(0, rows) for stream, tokens in self._strings(symbols)
         ]
         if window is not None:
-            hidden.append(window.index_select(0, rows // (symbols.shape[1] + 1)))
+            hidden.append(window.flatten(0, 1).index_select(0, rows))
         return self.head(torch.cat(hidden, -1))
 
     def start(self, context: Context | None = None) -> TransformerState:
@@ -187,10 +188,10 @@ class PrefixTransformer(PrefixNetwork):
     def outputs(self, state: TransformerState) -> Tensor:
         """[N, O]; equal to `forward` on the same prefixes."""
         hidden = [stream.hidden for stream in state.streams]
-        return self.head(torch.cat(hidden if state.window is None else [*hidden, state.window], -1))
+        return self.head(torch.cat(hidden if state.window is None else [*hidden, state.window[:, state.depth]], -1))
 
     def _encode(self, context: Context | None) -> Tensor:
-        """float [n, H] of the windows."""
+        """float [n, T+1, H] of the windows."""
         assert self.encoder is not None
         return self.encoder(_given(context).windows)
 
