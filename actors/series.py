@@ -68,6 +68,8 @@ class DataConfig(StrictConfig):
     """K: tokens of a value."""
     bins: BinEdges = "uniform"
     """Bins of equal width, or of equal counts, of the training futures at each step of the horizon."""
+    bin_margin: float = Field(0.2, ge=0, le=10)
+    """uniform bins: how far they reach beyond the training futures, as a share of their range."""
     bin_value: BinValue = "uniform"
     """What a token of a forecast turns into: a place in its bin at random, or the bin's median."""
 

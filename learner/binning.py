@@ -48,12 +48,15 @@ class Bins:
         return float(((values < self.edges[:, 0]) | (values > self.edges[:, -1])).mean())
 
 
-def make_bins(values: np.ndarray, num_bins: int, kind: BinEdges) -> Bins:
-    """Bins for `values` float [n, P]: of equal counts (quantile), or of equal width, from the least value to the largest."""
+def make_bins(values: np.ndarray, num_bins: int, kind: BinEdges, margin: float = 0.0) -> Bins:
+    """Bins for `values` float [n, P]: of equal counts (quantile), from the least value to the largest; or of equal width
+    (uniform), from `margin` times that range below the least to as much above the largest.
+    """
     if kind == "quantile":
         edges = np.quantile(values, np.linspace(0, 1, num_bins + 1), axis=0).T
     else:
-        edges = np.linspace(values.min(0), values.max(0), num_bins + 1, axis=1)
+        beyond = margin * np.ptp(values, axis=0)
+        edges = np.linspace(values.min(0) - beyond, values.max(0) + beyond, num_bins + 1, axis=1)
     middles = (edges[:, 1:] + edges[:, :-1]) / 2
     bins = Bins(edges, middles.astype(np.float32))
     tokens = bins.encode(values)

@@ -77,7 +77,7 @@ class TimeSeriesTask:
             raise SeriesError(
                 f"column {self._name(int(np.argmin(self._scale)))!r} has the same future in every training window"
             )
-        self.bins: Bins = make_bins((known - self._mean) / self._scale, config.num_bins, config.bins)
+        self.bins: Bins = make_bins((known - self._mean) / self._scale, config.num_bins, config.bins, config.bin_margin)
 
     @property
     def shape(self) -> ContextShape:

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from distributed.training_loop import git_commit
-from tests.benchmarks import drakes, runs, scaling, speed, sweeps
+from tests.benchmarks import drakes, forecast, runs, scaling, speed, sweeps
 
 BENCHMARKS = {
     "drakes_pretraining": drakes.pretraining,
+    "forecast": forecast.forecast,
     "one_core": speed.one_core,
     "quality": runs.quality,
     "ray_overhead": runs.ray_overhead,

@@ -30,7 +30,7 @@ def chain(stay: float, rows: int = 400) -> TimeSeriesTask:
         values.append(values[-1] if rng.random() < stay else 1 - values[-1])
     data = DataConfig(
         path="unused.csv", time_column="t", targets=("y",), window=2, horizon=3, num_bins=2, centre="none",
-        bin_value="median",
+        bin_margin=0,
     )  # fmt: skip
     return TimeSeriesTask(data, Series(pd.RangeIndex(rows), ("y",), np.array(values)[:, None]))
 
@@ -47,7 +47,12 @@ def make(task: TimeSeriesTask, *, noise: float = 0.0, steps: int = 300, generato
     )  # fmt: skip
     policy = Policy(environment.space, NETWORK, **objective_config.policy_heads, shape=task.shape)
     worker = ForecastWorker(
-        environment, PathScorer(task, "mse"), policy, ActorsConfig(batch_size=256, epsilon=0.1), paths_per_window=2, seed=1
+        environment,
+        PathScorer(task, "mse"),
+        policy,
+        ActorsConfig(batch_size=256, epsilon=0.1),
+        paths_per_window=2,
+        seed=1,
     )
     return learner, worker
 
@@ -81,7 +86,9 @@ def laws(learner, worker, task: TimeSeriesTask):
 def test_where_the_window_says_the_future_the_law_is_the_reward_s(objective, forward_looking):
     """The chain alternates: TV <= .05 to exp(-β err(ŷ, y)) for each window."""
     task = chain(stay=0.0, rows=100)
-    learner, worker = make(task, name=objective, dynamics="none", generator={"forward_looking": forward_looking}, steps=200)
+    learner, worker = make(
+        task, name=objective, dynamics="none", generator={"forward_looking": forward_looking}, steps=200
+    )
     train(learner, worker, 200)
     for law, of_mean, mean_of, _ in laws(learner, worker, task):
         assert np.allclose(of_mean, mean_of)
@@ -143,7 +150,9 @@ def test_terms_on_true_futures_are_what_they_say(thoughts):
     """At the uniform start: log K nats, and the error of the mean of all bins."""
     task = chain(stay=0.8)
     generator = {"likelihood_weight": 1.0, "value_weight": 1.0}
-    learner, worker = make(task, noise=0.1, name="sgfn_db", generator=generator, lookahead_weight=1.0, lookahead_steps=2)
+    learner, worker = make(
+        task, noise=0.1, name="sgfn_db", generator=generator, lookahead_weight=1.0, lookahead_steps=2
+    )
     if thoughts:
         assert torch.equal(learner._as_symbols(torch.tensor([[0, 1]]), True), torch.tensor([[0, 3]]))
     batch, _ = worker.rollout()
