@@ -116,9 +116,9 @@ class ExperimentConfig(StrictConfig):
 
     run: RunConfig = RunConfig()
     generator: GeneratorConfig = GFlowNetConfig()
+    environment: EnvironmentConfig = EnvironmentConfig()
     data: DataConfig | None = None
     """Series that generator.name forecast continues; null for the other generators."""
-    environment: EnvironmentConfig = EnvironmentConfig()
     oracle: OracleConfig = TFBind8Config()
     reward: RewardConfig = RewardConfig()
     network: NetworkConfig = MLPConfig()

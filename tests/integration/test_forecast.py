@@ -148,10 +148,9 @@ def test_attention_is_for_sequences(trained):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": None}, "goes with generator.name: forecast"),
-        ({"generator": {"name": "gflownet"}}, "goes with generator.name: forecast"),
+        ({"generator.name": "gflownet"}, "goes with generator.name: forecast"),
         ({"environment.length": 5}, "takes only the noise"),
-        ({"network": {"name": "mlp"}}, "reads no windows"),
+        ({"network.name": "mlp"}, "reads no windows"),
         ({"replay.offline_source": "lower_half"}, "has none"),
         ({"evaluation.exact": "always"}, "test rows"),
         ({"data.colour": 1}, "data.colour: unknown key"),
@@ -161,6 +160,11 @@ def test_attention_is_for_sequences(trained):
 def test_configs_that_cannot_be(changes, message):
     with pytest.raises(ConfigError, match=message):
         config(**changes)
+
+
+def test_a_forecast_needs_data():
+    with pytest.raises(ConfigError, match="goes with generator.name: forecast, which needs it"):
+        validate(CONFIG | {"data": None})
 
 
 @pytest.mark.parametrize(
