@@ -189,7 +189,8 @@ class ExperimentConfig(StrictConfig):
 
     def to_yaml(self) -> str:
         """The resolved configuration, in the form of a config file."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        absent = {"data"} if self.data is None else set()
+        return yaml.safe_dump(self.model_dump(mode="json", exclude=absent), sort_keys=False)
 
 
 def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> ExperimentConfig:

@@ -163,7 +163,7 @@ def test_configs_that_cannot_be(changes, message):
 
 
 def test_a_forecast_needs_data():
-    with pytest.raises(ConfigError, match="goes with generator.name: forecast, which needs it"):
+    with pytest.raises(ConfigError, match=r"goes with generator\.name: forecast, which needs it"):
         validate(CONFIG | {"data": None})
 
 
