@@ -18,7 +18,7 @@ from actors.motif_law import MotifLawConfig
 from actors.trajectories import TrajectoryBatch, concatenate, empty_batch
 from learner.configs import AbsolutePath, StrictConfig
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 STATE_BYTES = 64 << 20
 """Most room for what a saved buffer holds besides its trajectories."""
 
@@ -99,9 +99,12 @@ class TrajectoryRing:
 class ReplayBuffer:
     """Rings of online and of offline trajectories, deduplication of resent batches, sampling, statistics."""
 
-    def __init__(self, config: ReplayConfig, num_steps: int, *, seed: int, num_actions: int = 2**15):
-        """`num_steps`, `num_actions`: of the environment; saved trajectories with others are refused."""
+    def __init__(
+        self, config: ReplayConfig, num_steps: int, *, seed: int, num_actions: int = 2**15, num_contexts: int = 2**31
+    ):
+        """`num_steps`, `num_actions`, `num_contexts`: of the environment; saved trajectories with others are refused."""
         self.config, self._num_steps, self._num_actions = config, num_steps, num_actions
+        self._num_contexts = num_contexts
         self._online = TrajectoryRing(config.capacity, num_steps)
         self._offline = TrajectoryRing(1, num_steps)
         self._rng = np.random.default_rng(seed)
@@ -250,6 +253,7 @@ class ReplayBuffer:
                 )
         for name, low, high in (
             ("tokens", 0, self._num_actions - 1), ("actions", 0, self._num_actions - 1), ("num_steps", 1, self._num_steps),
+            ("contexts", 0, self._num_contexts - 1),
         ):  # fmt: skip
             array = getattr(batch, name)
             if len(batch) and not (low <= array.min() and array.max() <= high):

@@ -15,9 +15,11 @@ from actors.oracles.registry import OracleConfig
 from actors.oracles.tfbind8 import TFBind8Config
 from actors.replay_buffer import ReplayConfig
 from actors.rollout import ActorsConfig
+from actors.series import DataConfig
 from learner.configs import StrictConfig
 from learner.drakes.config import DrakesConfig, GFlowNetConfig
 from learner.dynamics import DynamicsConfig
+from learner.forecast import ForecastConfig
 from learner.gflownet import LearnerConfig
 from learner.metrics import SampleMetricsConfig
 from learner.networks import MLPConfig, NetworkConfig
@@ -106,7 +108,7 @@ class TrackingConfig(StrictConfig):
     """Learner steps between records of training metrics."""
 
 
-GeneratorConfig = Annotated[GFlowNetConfig | DrakesConfig, Field(discriminator="name")]
+GeneratorConfig = Annotated[GFlowNetConfig | DrakesConfig | ForecastConfig, Field(discriminator="name")]
 
 
 class ExperimentConfig(StrictConfig):
@@ -115,6 +117,8 @@ class ExperimentConfig(StrictConfig):
     run: RunConfig = RunConfig()
     generator: GeneratorConfig = GFlowNetConfig()
     environment: EnvironmentConfig = EnvironmentConfig()
+    data: DataConfig | None = None
+    """Series that generator.name forecast continues; null for the other generators."""
     oracle: OracleConfig = TFBind8Config()
     reward: RewardConfig = RewardConfig()
     network: NetworkConfig = MLPConfig()
@@ -142,8 +146,33 @@ class ExperimentConfig(StrictConfig):
         return self
 
     def _check_generator(self) -> None:
-        if self.generator.name == "gflownet":
-            return
+        if (self.data is None) == (self.generator.name == "forecast"):
+            raise ValueError("the section data goes with generator.name: forecast, which needs it")
+        if isinstance(self.generator, DrakesConfig):
+            self._check_drakes(self.generator)
+        elif self.generator.name == "forecast":
+            self._check_forecast()
+
+    def _check_forecast(self) -> None:
+        environment, default = self.environment, EnvironmentConfig()
+        if environment.model_copy(update={"noise": default.noise}) != default:
+            raise ValueError(
+                "environment: of this section generator.name forecast takes only the noise; see section data"
+            )
+        if self.network.name != "transformer":
+            raise ValueError(
+                f"network.name: {self.network.name} reads no windows of a time series; allowed: transformer"
+            )
+        if self.replay.offline_source != "none":
+            raise ValueError(
+                "replay.offline_source: generator.name forecast has none; true futures join by their weights"
+            )
+        if self.evaluation.exact == "always":
+            raise ValueError(
+                "evaluation.exact: got 'always'; forecasts are judged on the test rows; allowed: auto, never"
+            )
+
+    def _check_drakes(self, generator: DrakesConfig) -> None:
         environment = self.environment
         if environment.alphabet != "ACGT" or environment.variable_length or environment.noise:
             raise ValueError(
@@ -154,15 +183,16 @@ class ExperimentConfig(StrictConfig):
             raise ValueError(
                 "generator.name drakes is pretrained: replay.offline_source must be lower_half, file or motif_law"
             )
-        if self.run.num_learner_steps < self.generator.pretraining.num_steps:
+        if self.run.num_learner_steps < generator.pretraining.num_steps:
             raise ValueError(
                 f"run.num_learner_steps: {self.run.num_learner_steps} are fewer than the first "
-                f"generator.pretraining.num_steps {self.generator.pretraining.num_steps}"
+                f"generator.pretraining.num_steps {generator.pretraining.num_steps}"
             )
 
     def to_yaml(self) -> str:
         """The resolved configuration, in the form of a config file."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        absent = {"data"} if self.data is None else set()
+        return yaml.safe_dump(self.model_dump(mode="json", exclude=absent), sort_keys=False)
 
 
 def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> ExperimentConfig:

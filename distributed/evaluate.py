@@ -1,6 +1,7 @@
 """Judge a trained sampler:  python -m distributed.evaluate RUN_OR_CHECKPOINT [--json]
 
-Exact distances to the target where the space can be enumerated, and metrics of noisy samples. Reads a run folder, a
+Exact distances to the target where the space can be enumerated, and metrics of noisy samples; of forecasts, a comparison
+with naive, seasonal naive and exponential smoothing on the test rows. Reads a run folder, a
 checkpoint folder or a learner.pt file; open only those you trust: they name the oracle, which is run. Config keys can be
 changed (for example --evaluation.num_samples 10000).
 """
@@ -12,7 +13,7 @@ from distributed import cli
 from distributed.checkpoints import load_sampler
 from distributed.config import ConfigError, ExperimentConfig, apply_overrides, validate
 from distributed.experiment import check_memory, make_environment, make_oracle
-from distributed.families import AnyEvaluator, make_evaluator
+from distributed.families import AnyEvaluator, judge, make_evaluator
 from distributed.progress import configure_logging, print_summary
 from distributed.run_folder import to_json
 from learner.checkpoint import CheckpointError
@@ -32,8 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     configure_logging()
     evaluator, weights = open_sampler(options.path, overrides)
     try:
-        metrics = evaluator.exact_metrics(weights)[0] if evaluator.is_exact else {}
-        metrics |= evaluator.sample_metrics(weights)[0]
+        metrics = judge(evaluator, weights).metrics
     finally:
         evaluator.oracle.close()
     figures = metrics | {"num_learner_steps": weights.step, "seed": evaluator.config.run.seed}

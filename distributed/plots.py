@@ -25,6 +25,9 @@ CURVES = {
     "path_kl": "KL of the paths to the pretrained model [nats]",
     "reward_model_loss": "loss of the reward model",
     "kmer_correlation": "correlation of k-mers with the data",
+    "future_ce": "cross-entropy of the true futures [nats]",
+    "validation_crps": "CRPS on validation rows",
+    "validation_coverage_90": "coverage of the 90% interval, validation rows",
     "batch_score": "mean score",
     "policy_lag": "policy lag [versions]",
 }
@@ -124,6 +127,27 @@ def mode_logo(tokens: np.ndarray, alphabet: str, path: Path) -> None:
     axes = figure.add_subplot()
     logomaker.Logo(bits, ax=axes, color_scheme="classic" if alphabet == "ACGT" else None)
     axes.set(xlabel="position", ylabel="bits", ylim=(0, np.log2(len(alphabet))), title=f"{len(tokens)} modes")
+    figure.savefig(path, dpi=110)
+
+
+def fan_chart(
+    past_times: Sequence[Any], past: np.ndarray, times: Sequence[Any], paths: np.ndarray, actual: np.ndarray,
+    names: Sequence[str], path: Path,
+) -> None:  # fmt: skip
+    """Past values [n, M], the 50% and 90% intervals of `paths` [S, H, M], ten of them, and `actual` [H, M] where not NaN."""
+    figure = Figure(figsize=(9, 3.4 * len(names)), layout="constrained")
+    for column, axes in enumerate(figure.subplots(len(names), 1, squeeze=False)[:, 0]):
+        axes.plot(past_times, past[:, column], color="black", lw=1.2, label="known")
+        low, lower, middle, upper, high = np.quantile(paths[..., column], [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
+        axes.fill_between(times, low, high, color="tab:blue", alpha=0.2, lw=0, label="90%")
+        axes.fill_between(times, lower, upper, color="tab:blue", alpha=0.35, lw=0, label="50%")
+        axes.plot(times, paths[:10, :, column].T, color="tab:blue", lw=0.4, alpha=0.6)
+        axes.plot(times, middle, color="tab:blue", lw=1.6, label="median")
+        if not np.isnan(actual[:, column]).all():
+            axes.plot(times, actual[:, column], color="tab:red", lw=1.4, label="what came")
+        axes.set(title=names[column])
+        axes.legend(fontsize=8, loc="upper left")
+        axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +24,7 @@ SHOWN = (
     ("path_kl", "path KL {:.2f}"),
     ("batch_score", "score {:.3f}"),
     ("excess_kl", "excess KL {:.3f}"),
+    ("validation_crps", "validation CRPS {:.4g}"),
     ("sampled_reverse_kl", "KL {:.3f}"),
     ("policy_lag", "lag {:.1f}"),
 )
@@ -59,6 +61,11 @@ SUMMARY_ROWS = (
     ("likelihood_z", "log-likelihood: z beside the data's", "{:.2f}"),
     ("true_log_prob_z", "  under the data's true law", "{:.2f}"),
     ("any_violated", "share that breaks a rule", "{:.4f}"),
+    ("validation_crps", "CRPS on validation rows", "{:.4g}"),
+    ("validation_coverage_90", "coverage of the 90% interval there", "{:.3f}"),
+    ("binning_error_test", "round-trip error of the bins (normalised)", "{:.4f}"),
+    ("beyond_bins_test", "share of test values beyond the bins", "{:.4f}"),
+    ("num_test_origins", "test origins", "{:,.0f}"),
     ("num_modes", "modes", "{:,.0f}"),
     ("unique_fraction", "unique fraction", "{:.4f}"),
     ("num_trajectories", "trajectories sampled", "{:,.0f}"),
@@ -119,6 +126,27 @@ def results_console(width: int = 160) -> Console:
     return console
 
 
+BASELINES = ("naive", "seasonal_naive", "ets")
+"""What forecasts are compared with; their figures end in `_` and this name."""
+FORECAST_FIGURES = ("mae", "rmse", "mase", "crps", "coverage_90")
+
+
+def comparison_table(metrics: Mapping[str, Any]) -> tuple[Table, str]:
+    """A forecasting model beside the baselines, and in words whether it is worth having."""
+    table = Table("test rows", *FORECAST_FIGURES, title="rolling origin")
+    scores = {name: metrics[f"crps_{name}"] for name in BASELINES if metrics.get(f"crps_{name}") is not None}
+    for name, suffix in (("model", ""), *((name, f"_{name}") for name in scores)):
+        table.add_row(name, *(f"{metrics[key + suffix]:.4g}" for key in FORECAST_FIGURES))
+    ours, theirs = metrics["crps"], scores["seasonal_naive"]
+    verdict = f"CRPS {1 - ours / theirs:.1%} below seasonal naive"
+    if ours >= theirs:
+        verdict = f"this model LOSES to seasonal naive: CRPS {ours:.4g} against {theirs:.4g}"
+    best = min(scores, key=lambda name: scores[name])
+    if scores[best] < ours and best != "seasonal_naive":
+        verdict += f"; {best} is better still: {scores[best]:.4g}"
+    return table, verdict
+
+
 def print_summary(summary: dict[str, Any], title: str, folder: str | None = None) -> None:
     """The final table and the run folder, to stdout."""
     table = Table(title=title, show_header=False)
@@ -127,5 +155,9 @@ def print_summary(summary: dict[str, Any], title: str, folder: str | None = None
             table.add_row(label, form.format(summary[name]), name)
     console = Console()
     console.print(table)
+    if summary.get("crps") is not None:
+        comparison, verdict = comparison_table(summary)
+        console.print(comparison)
+        console.print(verdict, soft_wrap=True)
     if folder is not None:
         console.print(f"run folder: {folder}", soft_wrap=True)

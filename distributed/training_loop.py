@@ -19,7 +19,7 @@ from distributed.backend import Backend, RunFailed, StepResult
 from distributed.checkpoints import LEARNER_FILE
 from distributed.config import ExperimentConfig
 from distributed.evaluation import EvaluatedSamples, ExactLaw
-from distributed.families import AnyEvaluator
+from distributed.families import AnyEvaluator, judge
 from distributed.progress import ProgressLine
 from distributed.run_folder import RunFolder, finite
 from distributed.tracking import MlflowTracker
@@ -268,25 +268,26 @@ class TrainingLoop:
 
     def _judge(self) -> dict[str, float]:
         weights = self.backend.evaluation_weights()
-        metrics, law = self.evaluator.exact_metrics(weights) if self.evaluator.is_exact else ({}, None)
-        of_samples, samples = self.evaluator.sample_metrics(weights)
-        metrics |= of_samples
-        self._log(weights.step, metrics)
-        self._draw_plots(law, samples)
-        return metrics
+        judgement = judge(self.evaluator, weights)
+        self._log(weights.step, judgement.metrics)
+        self._draw_plots(judgement.law, judgement.samples)
+        return judgement.metrics
 
-    def _draw_plots(self, law: ExactLaw | None, evaluated: EvaluatedSamples) -> None:
+    def _draw_plots(self, law: ExactLaw | None, evaluated: EvaluatedSamples | None) -> None:
         from distributed import plots  # matplotlib takes longer to load than many a command takes
 
-        folder, evaluation, samples = self.folder.plots, self.config.evaluation, evaluated.trajectories
+        folder, evaluation = self.folder.plots, self.config.evaluation
         try:
             plots.learning_curves(self.folder.read_metrics(), folder / "learning_curves.png")
+            self.evaluator.draw_plots(folder, law)
+            if evaluated is None:
+                return
+            samples = evaluated.trajectories
             plots.score_histogram(samples.scores, evaluated.target_weights, law, folder / "score_histogram.png")
             if law is not None:
                 plots.probability_scatter(law, folder / "probability_scatter.png")
             if evaluated.kmers is not None:
                 plots.kmer_scatter(evaluated.kmers, folder / "kmer_scatter.png")
-            self.evaluator.draw_plots(folder, law)
             environment = self.evaluator.environment
             lengths = environment.lengths(samples.tokens, samples.num_steps)
             tokens = environment.as_actions(samples.tokens, lengths)  # as `num_modes` compares them

@@ -125,7 +125,7 @@ def test_the_commands_name_the_fault_and_exit_with_2(in_tmp_path, capsys):
 @pytest.mark.parametrize(
     ("section", "expected"),
     [
-        ({"replay": {"capacity": 10**9}, "environment": {"length": 4096}}, r"replay\.capacity: .* need 30,538\.1 GiB"),
+        ({"replay": {"capacity": 10**9}, "environment": {"length": 4096}}, r"replay\.capacity: .* need 30,541\.8 GiB"),
         ({"network": {"hidden_size": 65536, "num_layers": 32}}, r"network\.hidden_size .* need 2,[0-9.]+ GiB"),
         ({"dynamics": {"network": {"hidden_size": 65536, "num_layers": 32}}}, r"parameters need 2,[0-9.]+ GiB"),
         ({"network": {"name": "transformer", "hidden_size": 65536}}, r"parameters need 1,[0-9.]+ GiB"),
