@@ -56,6 +56,8 @@ def execute(command: str, folder: Path) -> subprocess.CompletedProcess:
         words += [*SHORT, "--tracking.mlflow", "false"]
         if command not in ON_RAY and "--run.backend" not in words:
             words += ["--run.backend", "serial"]
+    if "drakes" in command:
+        words += shlex.split("--generator.pretraining.num_steps 12 --evaluation.exact never --run.backend serial")
     if words[2] == "distributed.sweep" and not {"--resume", "--help"} & set(words):
         words += [*SHORT, *shlex.split("--run.backend serial --sweep.seeds [0]")]
         if "tune_configs/sweep_gamma.yaml" in words:  # four of its points
