@@ -180,9 +180,7 @@ class ExperimentConfig(StrictConfig):
                 f"false, noise 0; got {environment.alphabet}, {environment.variable_length}, {environment.noise}"
             )
         if self.replay.offline_source == "none":
-            raise ValueError(
-                "generator.name drakes is pretrained: replay.offline_source must be lower_half, file or motif_law"
-            )
+            raise ValueError("generator.name drakes is pretrained: replay.offline_source must not be none")
         if self.run.num_learner_steps < generator.pretraining.num_steps:
             raise ValueError(
                 f"run.num_learner_steps: {self.run.num_learner_steps} are fewer than the first "

@@ -206,7 +206,7 @@ def test_templates_are_for_drakes_only(in_tmp_path):
     [
         ({"environment.noise": 0.1}, "without noise"),
         ({"environment.alphabet": "ACGU"}, "draws DNA"),
-        ({"replay": {}}, "offline_source must be"),
+        ({"replay": {}}, "offline_source must not be none"),
         ({"run.num_learner_steps": 10}, "fewer than the first"),
         ({"generator.rollout.estimator": "reinforce", "generator.diversity_weight": 1}, "needs gradients"),
         ({"generator.rollout.truncation": 9}, "must not exceed num_steps"),
