@@ -58,6 +58,7 @@ def execute(command: str, folder: Path) -> subprocess.CompletedProcess:
             words += ["--run.backend", "serial"]
     if "drakes" in command:
         words += shlex.split("--generator.pretraining.num_steps 12 --evaluation.exact never --run.backend serial")
+        words += shlex.split("--replay.offline_size 500")
     if words[2] == "distributed.sweep" and not {"--resume", "--help"} & set(words):
         words += [*SHORT, *shlex.split("--run.backend serial --sweep.seeds [0]")]
         if "tune_configs/sweep_gamma.yaml" in words:  # four of its points
