@@ -8,6 +8,8 @@ import warnings
 
 import numpy as np
 
+from actors.environments.time_series import rows_back
+
 logger = logging.getLogger(__name__)
 MAX_RESIDUALS = 500
 """Training residuals that spread a naive forecast, evenly chosen of more."""
@@ -21,7 +23,7 @@ def naive_paths(values: np.ndarray, origins: np.ndarray, horizon: int, *, season
     `values` float [N, M]. Each error counts with both signs, so that the median of the paths is the naive forecast itself.
     """
     steps = np.arange(1, horizon + 1)
-    back = steps - season * -(-steps // season)  # 1 - season .. 0, again and again
+    back = rows_back(horizon, season)
     past = np.arange(season - 1, num_train - horizon)
     errors = values[past[:, None] + steps] - values[past[:, None] + back]
     if len(errors) > MAX_RESIDUALS:

@@ -138,14 +138,13 @@ class TimeSeriesTask:
         return self.original(normalised * self._scale + self._mean + centres)
 
     def original(self, values: np.ndarray) -> np.ndarray:
-        """Values float [.., P] on the scale of the user's file: logarithms undone."""
-        return np.where(self._logged, np.exp(np.where(self._logged, values, 0.0)), values)
+        """Values float [.., P], or [.., M] of one step, on the scale of the user's file: logarithms undone."""
+        logged = self._logged[: values.shape[-1]]
+        return np.where(logged, np.exp(np.where(logged, values, 0.0)), values)
 
     def history(self) -> np.ndarray:
         """float64 [N, M]: the targets on the scale of the user's file."""
-        values = self.series.values[:, self.targets]
-        logged = self._logged[: len(self.targets)]
-        return np.where(logged, np.exp(np.where(logged, values, 0.0)), values)
+        return self.original(self.series.values[:, self.targets])
 
     def binning_report(self) -> dict[str, float]:
         """Round-trip error of the bins (mean absolute, normalised units), and the share of test values beyond them."""
@@ -170,12 +169,16 @@ class TimeSeriesTask:
         return np.where((rows < len(self.series))[..., None], values, np.nan).reshape(len(origins), -1)
 
     def _centres(self, origins: np.ndarray) -> np.ndarray:
-        steps = np.arange(1, self.config.horizon + 1)
         if self.config.centre == "none":
             return np.zeros((len(origins), self.config.num_positions))
-        season = self.config.season if self.config.centre == "season" else 0
-        back = steps - season * -(-steps // season) if season else np.zeros_like(steps)
+        back = rows_back(self.config.horizon, self.config.season if self.config.centre == "season" else 1)
         return self.series.values[origins[:, None] + back][..., self.targets].reshape(len(origins), -1)
+
+
+def rows_back(horizon: int, season: int) -> np.ndarray:
+    """int64 [H]: of each step ahead, the known row whole seasons before it, counted from the last: 1 - season .. 0, repeated."""
+    steps = np.arange(1, horizon + 1)
+    return steps - season * -(-steps // season)
 
 
 class PathScorer:
