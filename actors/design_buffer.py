@@ -32,6 +32,11 @@ class DesignBuffer(ReplayBuffer):
             self.bank.add(batch.tokens, batch.scores)
         return accepted
 
+    def set_offline(self, batch: TrajectoryBatch) -> None:
+        """Only the bank, if members are drawn from it, takes of `batch` what it admits: the learner has the data itself."""
+        if self.num_banked:
+            self.bank.add(batch.tokens, batch.scores)
+
     def draw(self, num_fresh: int, num_dynamics: int) -> Draw:
         """As `ReplayBuffer.draw`, and members of the bank if it has any."""
         drawn = super().draw(num_fresh, num_dynamics)

@@ -14,10 +14,11 @@ from pydantic import Field, model_validator
 
 from actors.archives import read_archive, write_archive
 from actors.memory_bank import MemoryBankConfig
+from actors.motif_law import MotifLawConfig
 from actors.trajectories import TrajectoryBatch, concatenate, empty_batch
 from learner.configs import AbsolutePath, StrictConfig
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 STATE_BYTES = 64 << 20
 """Most room for what a saved buffer holds besides its trajectories."""
 
@@ -33,13 +34,16 @@ class ReplayConfig(StrictConfig):
     """Share of the policy's batches that comes from the offline data."""
     priority_exponent: float = Field(0.0, ge=0, le=100)
     """Policy replay draws trajectories in proportion to score^this; 0: uniformly. Dynamics replay is uniform."""
-    offline_source: Literal["none", "lower_half", "file"] = "none"
-    """Sequences pushed through the noise process before the run: the lower half of the oracle's scores, or a file."""
+    offline_source: Literal["none", "lower_half", "file", "motif_law"] = "none"
+    """Sequences pushed through the noise process before the run: the lower half of the oracle's scores, a file, or draws
+    of a synthetic law of regulatory DNA."""
     offline_path: AbsolutePath | None = None
     """offline_source file: CSV with a column `sequence`, or FASTA (.fa, .fasta, .fna, .faa); their noisy versions are scored
     by the oracle."""
     offline_size: int = Field(10_000, ge=1, le=100_000_000)
     """Most offline trajectories; drawn at random from the source if it has more."""
+    motif_law: MotifLawConfig = MotifLawConfig()
+    """offline_source motif_law: what is drawn, whose probabilities are known exactly."""
     bank: MemoryBankConfig = MemoryBankConfig()
     """Sequences that scored well, kept beside the trajectories (generator.name drakes)."""
 
@@ -48,7 +52,7 @@ class ReplayConfig(StrictConfig):
         if self.replay_share + self.offline_share >= 1:
             raise ValueError("replay_share + offline_share must stay below 1: fresh trajectories are needed")
         if self.offline_share > 0 and self.offline_source == "none":
-            raise ValueError("offline_share > 0 needs an offline_source: lower_half or file")
+            raise ValueError("offline_share > 0 needs an offline_source: lower_half, file or motif_law")
         if (self.offline_source == "file") != (self.offline_path is not None):
             raise ValueError("offline_path goes with offline_source: file")
         return self
@@ -95,9 +99,12 @@ class TrajectoryRing:
 class ReplayBuffer:
     """Rings of online and of offline trajectories, deduplication of resent batches, sampling, statistics."""
 
-    def __init__(self, config: ReplayConfig, num_steps: int, *, seed: int, num_actions: int = 2**15):
-        """`num_steps`, `num_actions`: of the environment; saved trajectories with others are refused."""
+    def __init__(
+        self, config: ReplayConfig, num_steps: int, *, seed: int, num_actions: int = 2**15, num_contexts: int = 2**31
+    ):
+        """`num_steps`, `num_actions`, `num_contexts`: of the environment; saved trajectories with others are refused."""
         self.config, self._num_steps, self._num_actions = config, num_steps, num_actions
+        self._num_contexts = num_contexts
         self._online = TrajectoryRing(config.capacity, num_steps)
         self._offline = TrajectoryRing(1, num_steps)
         self._rng = np.random.default_rng(seed)
@@ -246,6 +253,7 @@ class ReplayBuffer:
                 )
         for name, low, high in (
             ("tokens", 0, self._num_actions - 1), ("actions", 0, self._num_actions - 1), ("num_steps", 1, self._num_steps),
+            ("contexts", 0, self._num_contexts - 1),
         ):  # fmt: skip
             array = getattr(batch, name)
             if len(batch) and not (low <= array.min() and array.max() <= high):

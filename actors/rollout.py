@@ -19,6 +19,7 @@ from actors.oracles.base import Oracle, valid_scores
 from actors.trajectories import OFFLINE_VERSION, TrajectoryBatch, empty_batch
 from learner.configs import StrictConfig
 from learner.flat import FlatParameters
+from learner.networks.context import Context
 from learner.networks.prefixes import group_children, join_symbols, num_symbols
 from learner.policy import Policy
 
@@ -128,8 +129,7 @@ class RolloutWorker:
         """Have the trajectories scored and leave out the rejected ones; may run in a thread while others are drawn."""
         start = time.perf_counter()
         batch = drawn.batch
-        lengths = self.environment.lengths(batch.tokens, batch.num_steps)
-        batch.scores[:] = self.oracle.score(batch.tokens, lengths)
+        batch.scores[:] = self._scores(batch)
         oracle_seconds = time.perf_counter() - start
         valid = valid_scores(batch.scores)
         if not valid.all():
@@ -174,6 +174,10 @@ class RolloutWorker:
             intended=intended,
         )
 
+    def _scores(self, batch: TrajectoryBatch) -> np.ndarray:
+        """float32 [B]."""
+        return self.oracle.score(batch.tokens, self.environment.lengths(batch.tokens, batch.num_steps))
+
     def _log_rejected(self, rejected: TrajectoryBatch) -> None:
         shown = rejected[:MAX_LOGGED_REJECTIONS]
         sequences = self.environment.sequences(shown.tokens, self.environment.lengths(shown.tokens, shown.num_steps))
@@ -192,17 +196,19 @@ def draw_trajectories(
     temperature: float = 1.0,
     epsilon: float = 0.0,
     intended: np.ndarray | None = None,
+    context: Context | None = None,
 ) -> TrajectoryBatch:
     """`count` unscored trajectories (score NaN); each distinct prefix passes through the network once.
 
-    `intended` int [count, T] replaces the policy's choices; the behaviour log-prob is then NaN. Policy version and seed
-    are left at 0 for the caller.
+    `intended` int [count, T] replaces the policy's choices; the behaviour log-prob is then NaN. With a `context`, each
+    trajectory continues its window. Policy version, seed and number of the window are left at 0 for the caller.
     """
     space = environment.space
     batch = empty_batch(space.max_length, count)
     batch.scores[:] = np.nan
     uniforms = rng.random((space.max_length, 2, count), dtype=np.float32)
-    alive, groups, state = np.arange(count), np.zeros(count, np.int64), policy.start()
+    alive, state = np.arange(count), policy.start(context)
+    groups = np.zeros(count, np.int64) if context is None else context.rows.cpu().numpy()
     for step in range(space.max_length):
         if intended is None:
             probabilities = behaviour(policy.at(state).log_policy, temperature, epsilon, space.allowed[step])

@@ -28,6 +28,8 @@ class TrajectoryBatch:
     """int64 [B]: version of the weights that drew it; `OFFLINE_VERSION` for offline trajectories."""
     seed: np.ndarray
     """int64 [B]: seed of the rollout call that drew it."""
+    contexts: np.ndarray
+    """int32 [B]: number of the window that it continues (generator.name forecast); 0 where there is none."""
 
     def __post_init__(self):
         for field in fields(self):
@@ -65,6 +67,7 @@ def empty_batch(num_steps: int, size: int = 0) -> TrajectoryBatch:
         log_behaviour=np.zeros((size, num_steps), np.float32),
         policy_version=np.zeros(size, np.int64),
         seed=np.zeros(size, np.int64),
+        contexts=np.zeros(size, np.int32),
     )
 
 

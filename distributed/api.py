@@ -19,9 +19,12 @@ from typing import Any
 
 from distributed.backend import RunFailed
 from distributed.checkpoints import load_sampler
-from distributed.config import ConfigError, ExperimentConfig, resolve_config, validate_section
-from distributed.evaluate import judge
+from distributed.config import ConfigError, ExperimentConfig, resolve_config
+from distributed.config_keys import validate_section
+from distributed.evaluate import evaluate
 from distributed.exported import DESCRIPTION_FILE, read_export, write_export
+from distributed.forecast_evaluation import Forecast
+from distributed.forecasts import DrawForecastConfig, draw_forecast
 from distributed.progress import configure_logging
 from distributed.run import named_config, to_resume, train_in_folder
 from distributed.run_folder import RunFolder
@@ -30,7 +33,7 @@ from distributed.training_loop import FAILED, Hooks
 from learner.checkpoint import CheckpointError
 from learner.gflownet import EvaluationWeights
 
-__all__ = ["ConfigError", "ExperimentConfig", "Run", "RunFailed", "Samples", "load", "train"]
+__all__ = ["ConfigError", "ExperimentConfig", "Forecast", "Run", "RunFailed", "Samples", "load", "train"]
 
 
 class Run:
@@ -57,12 +60,20 @@ class Run:
         """
         return sample(self.config, self._weights, validate_section(SampleConfig, "", {"n": n, **options}))
 
+    def forecast(self, n: int = 100, **options: Any) -> Forecast:
+        """Draw `n` paths that continue the series of a forecasting generator: named tuple of `paths` float64 [n, H, M] and more.
+
+        `options`: the other fields of `distributed.forecasts.DrawForecastConfig`: origin="2024-06-01" (default: the last row
+        of the data), seed=1, noise=False. Raises ConfigError.
+        """
+        return draw_forecast(self.config, self._weights, validate_section(DrawForecastConfig, "", {"n": n, **options}))
+
     def evaluate(self, **changes: Any) -> dict[str, float]:
         """The figures of `python -m distributed.evaluate`; `changes` of the config as in `train`.
 
         Raises ConfigError, OracleError if the oracle fails, and NoSampleError if no sample has a valid score.
         """
-        return judge(resolve_config(self.config, _by_key(changes)), self._weights)
+        return evaluate(resolve_config(self.config, _by_key(changes)), self._weights)
 
     def export(self, folder: str | os.PathLike[str]) -> Path:
         """Write the sampler into a new folder that `load` opens, here or elsewhere, and return it; raises ConfigError.

@@ -17,6 +17,7 @@ from distributed.config import ConfigError
 from distributed.design_evaluation import DesignEvaluator
 from distributed.evaluate import open_sampler
 from distributed.evaluation import Evaluator
+from distributed.forecast_evaluation import ForecastEvaluator
 from distributed.plots import attention_maps
 from distributed.progress import configure_logging
 from learner.drakes.denoiser import encode
@@ -42,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     configure_logging()
     evaluator, weights = open_sampler(options.path, overrides)
     evaluator.oracle.close()
+    if isinstance(evaluator, ForecastEvaluator):
+        raise ConfigError("generator.name: forecast draws no sequences; attention is drawn for gflownet and drakes")
     evaluator.load(weights)
     intended = options.intended or options.sequence
     if isinstance(evaluator, DesignEvaluator):

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from distributed.backend import Accounting
-from distributed.config import ConfigError, ExperimentConfig, parse_yaml, read_limited, shortened, validate
+from distributed.config import ConfigError, ExperimentConfig, validate
+from distributed.config_keys import shortened
 from distributed.exported import DESCRIPTION_FILE, check_weights, read_export
+from distributed.yaml_text import parse_yaml, read_limited
 from learner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from learner.drakes.learner import DrakesLearner
 from learner.gflownet import EvaluationWeights, GFlowNetLearner, check_step
@@ -18,6 +20,8 @@ from learner.gflownet import EvaluationWeights, GFlowNetLearner, check_step
 LEARNER_FILE, BUFFER_FILE, STATE_FILE = "learner.pt", "replay_buffer.npz", "state.json"
 NUM_KEPT = 2
 MAX_STATE_BYTES = 1_000_000
+SERIES_SOURCE = {"dataset", "path", "time_column", "resample", "impute", "stride", "train_share", "validation_share"}
+"""Keys of the section data that say where rows come from, not what a window and a token are."""
 
 
 class CheckpointStore:
@@ -99,11 +103,13 @@ def start_from(learner: GFlowNetLearner | DrakesLearner, config: ExperimentConfi
     if path is None:
         return
     if not isinstance(learner, GFlowNetLearner):
-        raise ConfigError("run.start_from goes with generator.name gflownet")
+        raise ConfigError("run.start_from goes with generator.name gflownet or forecast")
     try:
         given, weights = load_sampler(path)
         ours, theirs = _architecture(config), _architecture(given)
-        differing = [f"{key} is {ours[key]} here and {theirs[key]} there" for key in ours if ours[key] != theirs[key]]
+        differing = [
+            f"{key} is {ours[key]} here and {theirs.get(key)} there" for key in ours if ours[key] != theirs.get(key)
+        ]
         if differing:
             raise ConfigError(f"run.start_from: the networks of {path} are others: {'; '.join(differing)}")
         learner.start_from(weights)
@@ -116,7 +122,10 @@ def start_from(learner: GFlowNetLearner | DrakesLearner, config: ExperimentConfi
 def _architecture(config: ExperimentConfig) -> dict[str, Any]:
     """Everything that the meaning of weights depends on, by key; not the noise, the reward or the oracle."""
     environment = config.environment.model_dump(exclude={"noise"})
-    values = {"generator.name": config.generator.name}
+    generator = config.generator.model_dump(include={"name", "forward_looking"})
+    values = {f"generator.{key}": value for key, value in generator.items()}
+    series = {} if config.data is None else config.data.model_dump(exclude=SERIES_SOURCE)
+    values |= {f"data.{key}": value for key, value in series.items()}
     values |= {f"environment.{key}": value for key, value in environment.items()}
     values |= {f"network.{key}": value for key, value in config.network.model_dump().items()}
     values |= {f"dynamics.network.{key}": value for key, value in config.dynamics.network.model_dump().items()}

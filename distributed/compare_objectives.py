@@ -30,8 +30,8 @@ from distributed.comparison import (
     read_results,
     summarise,
 )
-from distributed.config import ConfigError, apply_overrides, read_yaml, validate_section
-from distributed.plots import comparison_plot
+from distributed.config import ConfigError, apply_overrides, read_yaml
+from distributed.config_keys import validate_section
 from distributed.progress import configure_logging, results_console, stderr
 
 DEFAULT_COMPARISON = Path(__file__).resolve().parents[1] / "tune_configs" / "compare_objectives.yaml"
@@ -58,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     failed = _compute_all(remaining, comparison, options.out / "results.jsonl", results)
     rows = summarise(results)
     if rows:
+        from distributed.plots import comparison_plot  # which the processes of the cells need not load
+
         _write_csv(rows, options.out / "table.csv")
         comparison_plot(rows, options.out / "table.png")
         _print(rows, comparison, options.out)
@@ -84,7 +86,8 @@ def _compute_all(remaining: list[Cell], comparison: ComparisonConfig, path: Path
     if not remaining:
         return 0
     size, failed = min(len(remaining), comparison.num_processes or os.cpu_count() or 1), 0
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # a fresh process for each cell, its imports done once for all
+    context.set_forkserver_preload([__spec__.name, "torch._dynamo"])  # the latter is loaded by the first optimiser
     pool = ProcessPoolExecutor(size, mp_context=context, max_tasks_per_child=1)
     ended = False
     try:

@@ -12,17 +12,23 @@ from actors.denoising import draw_sequences
 from actors.environments.sequence import SequenceEnvironment
 from actors.oracles.base import Oracle, valid_scores
 from actors.trajectories import TrajectoryBatch
-from distributed import plots
 from distributed.config import ConfigError, ExperimentConfig
 from distributed.evaluation import EvaluatedSamples, ExactLaw, exact_wanted
-from distributed.experiment import derive_seed, make_denoiser, need_enumeration, offline_sequences
+from distributed.experiment import (
+    derive_seed,
+    make_denoiser,
+    make_motif_law,
+    need_enumeration,
+    offline_sequences,
+)
 from learner.drakes import exact
 from learner.drakes.config import DrakesConfig
 from learner.drakes.constraints import violation_metrics
 from learner.drakes.diffusion import nelbo
 from learner.drakes.filters import FilterConfig
-from learner.drakes.metrics import Reference, design_metrics
+from learner.drakes.metrics import Reference, design_metrics, likelihood_z
 from learner.drakes.reward_model import RewardModel
+from learner.drakes.trajectories import trajectory_log_probs
 from learner.exact import jensen_shannon, kl_divergence, total_variation
 from learner.flat import FlatParameters
 from learner.gflownet import EvaluationWeights
@@ -30,6 +36,8 @@ from learner.metrics import novelty, sample_metrics
 
 NELBO_DRAWS = 8
 """Estimates averaged for the likelihood of a sequence."""
+PATH_KL_SAMPLES = 256
+"""Samples that the KL of the paths is estimated from where it is not known exactly."""
 MAX_REFERENCE = 2000
 """Offline sequences that designs are compared with."""
 
@@ -54,7 +62,12 @@ class DesignEvaluator:
         assert offline is not None
         self._offline = offline[0]
         rng = np.random.default_rng(derive_seed(config.run.seed, "reference"))
-        self._reference = self._offline[rng.permutation(len(self._offline))[:MAX_REFERENCE]]
+        self._law = make_motif_law(config)
+        self._reference = (
+            self._offline[rng.permutation(len(self._offline))[:MAX_REFERENCE]]
+            if self._law is None
+            else self._law.sample(MAX_REFERENCE, rng)
+        )
         if self.is_exact:
             self._enumerate()
 
@@ -119,7 +132,11 @@ class DesignEvaluator:
         drawn = self.samples(weights, self.config.evaluation.num_samples, seed=seed)
         samples = drawn[valid_scores(drawn.scores)]
         metrics = self.metrics_of(drawn)
-        reference = Reference(self._reference, self._likelihoods(self._reference, seed))
+        real = self._likelihoods(self._reference, seed)
+        reference = Reference(self._reference, real)
+        if not self.is_exact:
+            metrics["path_kl"] = self._path_kl(samples)
+        metrics |= self._true_likelihoods(samples.tokens) | {"pretrained_nelbo": -float(real.mean())}
         found = design_metrics(
             samples.tokens, samples.scores, reference, self.generator.metrics,
             np.random.default_rng(derive_seed(seed, "bootstrap")),
@@ -145,6 +162,25 @@ class DesignEvaluator:
         given = torch.from_numpy(tokens.astype(np.int64))
         return -np.mean([nelbo(self.pretrained, given, generator).numpy() for _ in range(NELBO_DRAWS)], 0)
 
+    @torch.no_grad()
+    def _path_kl(self, drawn: TrajectoryBatch) -> float:
+        """KL of the paths to the pretrained model by the log-ratio of the first `PATH_KL_SAMPLES` samples [nats]."""
+        some = drawn[:PATH_KL_SAMPLES]
+        tokens, steps = (torch.from_numpy(array.astype(np.int64)) for array in (some.tokens, some.actions))
+        pretrained = trajectory_log_probs(self.pretrained, tokens, steps, self.generator.rollout.num_steps)
+        return float(some.log_behaviour.sum(1).mean() - pretrained.sum(1).mean())
+
+    def _true_likelihoods(self, tokens: np.ndarray) -> dict[str, float]:
+        """Of designs int [n, L], where the law of the data is known [nats]; the z score is to be read from both sides."""
+        if self._law is None:
+            return {}
+        ours, real = self._law.log_prob(tokens), self._law.log_prob(self._reference)
+        return {
+            "true_log_prob": float(ours.mean()),
+            "true_log_prob_z": likelihood_z(ours, real),
+            "data_entropy": -float(real.mean()),
+        }
+
     def metrics_of(self, drawn: TrajectoryBatch) -> dict[str, float]:
         """Score, diversity and novelty of scored sequences, the rejected ones left out."""
         samples = drawn[valid_scores(drawn.scores)]
@@ -164,6 +200,8 @@ class DesignEvaluator:
         """The frontier of reward and KL, and the generator's place, where it is known exactly; raises OSError."""
         if law is None:
             return
+        from distributed import plots
+
         tables = [exact.log_prob_table(model) for model in (self.denoiser, self.pretrained)]
         pretrained = exact.any_order_law(tables[1]).numpy()
         alphas = np.geomspace(0.01, 2.0, 40)

@@ -1,8 +1,9 @@
 """Judge a trained sampler:  python -m distributed.evaluate RUN_OR_CHECKPOINT [--json]
 
-Exact distances to the target where the space can be enumerated, and metrics of noisy samples. Reads a run folder, a
-checkpoint folder, a learner.pt file or an exported sampler; open only those you trust: they name the oracle, which is run.
-Config keys can be changed (for example --evaluation.num_samples 10000).
+Exact distances to the target where the space can be enumerated, and metrics of noisy samples; of forecasts, a comparison
+with naive, seasonal naive and exponential smoothing on the test rows. Reads a run folder, a checkpoint folder, a learner.pt
+file or an exported sampler; open only those you trust: they name the oracle, which is run. Config keys can be changed (for
+example --evaluation.num_samples 10000).
 """
 
 import argparse
@@ -12,7 +13,7 @@ from distributed import cli
 from distributed.checkpoints import load_sampler
 from distributed.config import ConfigError, ExperimentConfig, apply_overrides, validate
 from distributed.experiment import check_memory, make_environment, make_oracle
-from distributed.families import AnyEvaluator, make_evaluator
+from distributed.families import AnyEvaluator, judge, make_evaluator
 from distributed.progress import configure_logging, print_summary
 from distributed.run_folder import to_json
 from learner.checkpoint import CheckpointError
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     options, overrides = cli.parse_with_overrides(parser, arguments)
     configure_logging()
-    figures = judge(*read_sampler(options.path, overrides))
+    figures = evaluate(*read_sampler(options.path, overrides))
     if options.json:
         print(to_json(figures))
     else:
@@ -41,12 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     return cli.EXIT_DONE
 
 
-def judge(config: ExperimentConfig, weights: EvaluationWeights) -> dict[str, float]:
-    """Exact figures where the space can be enumerated, and those of `evaluation.num_samples` samples; raises ConfigError."""
+def evaluate(config: ExperimentConfig, weights: EvaluationWeights) -> dict[str, float]:
+    """All figures of a trained sampler, with its step and seed; raises ConfigError."""
     evaluator = open_evaluator(config, weights)
     try:
-        metrics = evaluator.exact_metrics(weights)[0] if evaluator.is_exact else {}
-        metrics |= evaluator.sample_metrics(weights)[0]
+        metrics = judge(evaluator, weights).metrics
     finally:
         evaluator.oracle.close()
     return metrics | {"num_learner_steps": weights.step, "seed": config.run.seed}

@@ -3,6 +3,7 @@
 import logging
 import os
 import zlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,11 @@ from torch import nn
 from actors.denoising import DenoisingWorker
 from actors.design_buffer import DesignBuffer
 from actors.environments.sequence import SequenceEnvironment, SequenceError
+from actors.environments.time_series import PathScorer, TimeSeriesTask, path_environment
+from actors.forecasting import ForecastWorker
+from actors.motif_law import MotifLaw
 from actors.oracles.base import Oracle, OracleDataError
+from actors.oracles.motifs import LETTERS
 from actors.oracles.registry import build_oracle
 from actors.oracles.table import read_sequences
 from actors.replay_buffer import ReplayBuffer, trajectory_bytes
@@ -21,6 +26,7 @@ from learner.drakes.config import DrakesConfig
 from learner.drakes.denoiser import Denoiser
 from learner.drakes.learner import DrakesLearner
 from learner.dynamics import DynamicsModel
+from learner.forecast import ForecastConfig, ForecastLearner
 from learner.gflownet import GFlowNetLearner, resolve_device
 from learner.policy import Policy
 
@@ -37,17 +43,30 @@ def derive_seed(seed: int, role: str, index: int = 0, incarnation: int = 0) -> i
 
 def make_environment(config: ExperimentConfig) -> SequenceEnvironment:
     """The environment."""
+    if config.data is not None:
+        return path_environment(config.data, config.environment.noise)
     return SequenceEnvironment(config.environment)
 
 
 def make_oracle(config: ExperimentConfig, environment: SequenceEnvironment) -> Oracle:
-    """The oracle; raises OracleDataError if its data cannot be had or do not fit."""
+    """The oracle; raises OracleDataError or SeriesError if its data cannot be had or do not fit."""
+    if isinstance(config.generator, ForecastConfig):
+        return PathScorer(make_task(config), config.generator.error)
     return build_oracle(config.oracle, environment)
 
 
-def make_policy(config: ExperimentConfig, environment: SequenceEnvironment) -> Policy:
-    """An untrained policy network on the CPU."""
-    return Policy(environment.space, config.network, **config.objective.policy_heads)
+def make_task(config: ExperimentConfig) -> TimeSeriesTask:
+    """The series that is forecast; raises SeriesError if it cannot be."""
+    assert config.data is not None
+    return TimeSeriesTask(config.data)
+
+
+def make_policy(
+    config: ExperimentConfig, environment: SequenceEnvironment, task: TimeSeriesTask | None = None
+) -> Policy:
+    """An untrained policy network on the CPU; with a `task`, one that reads its windows."""
+    shape = None if task is None else task.shape
+    return Policy(environment.space, config.network, **config.objective.policy_heads, shape=shape)
 
 
 def make_denoiser(config: ExperimentConfig) -> Denoiser:
@@ -60,16 +79,19 @@ def make_learner(config: ExperimentConfig, *, device: str | None = None) -> Lear
     """The learner, at step 0, on `learner.device` unless told otherwise."""
     if isinstance(config.generator, DrakesConfig):
         return _make_drakes_learner(config, config.generator, device or config.learner.device)
-    return GFlowNetLearner(
-        make_environment(config).space,
-        network=config.network,
-        objective=config.objective,
-        dynamics=config.dynamics,
-        reward=config.reward,
-        learner=config.learner.model_copy(update={"device": device or config.learner.device}),
-        total_steps=config.run.num_learner_steps,
-        seed=derive_seed(config.run.seed, "learner"),
-    )
+    space = make_environment(config).space
+    sections: dict[str, Any] = {
+        "network": config.network,
+        "objective": config.objective,
+        "dynamics": config.dynamics,
+        "reward": config.reward,
+        "learner": config.learner.model_copy(update={"device": device or config.learner.device}),
+        "total_steps": config.run.num_learner_steps,
+        "seed": derive_seed(config.run.seed, "learner"),
+    }
+    if isinstance(config.generator, ForecastConfig):
+        return ForecastLearner(space, generator=config.generator, data=make_task(config).learner_data(), **sections)
+    return GFlowNetLearner(space, **sections)
 
 
 def _make_drakes_learner(config: ExperimentConfig, generator: DrakesConfig, device: str) -> DrakesLearner:
@@ -104,33 +126,40 @@ def make_rollout_worker(config: ExperimentConfig, index: int, incarnation: int =
     if isinstance(config.generator, DrakesConfig):
         denoiser, sampling = make_denoiser(config), config.generator.rollout
         return DenoisingWorker(environment, oracle, denoiser, config.actors, sampling, seed=seed)
+    if isinstance(config.generator, ForecastConfig):
+        assert isinstance(oracle, PathScorer)
+        policy, count = make_policy(config, environment, oracle.task), config.generator.paths_per_window
+        return ForecastWorker(environment, oracle, policy, config.actors, paths_per_window=count, seed=seed)
     return RolloutWorker(environment, oracle, make_policy(config, environment), config.actors, seed=seed)
 
 
 def make_replay_buffer(config: ExperimentConfig) -> ReplayBuffer:
     """An empty replay buffer."""
-    num_actions = len(config.environment.alphabet) + config.environment.variable_length
+    space = make_environment(config).space
     seed = derive_seed(config.run.seed, "replay")
     if isinstance(config.generator, DrakesConfig):
         generator, length = config.generator, config.environment.length
         wanted = generator.bank_weight > 0 or generator.local_search_share > 0
-        num_actions = generator.rollout.num_steps + 2  # reveal steps, up to one more than the grid's
+        num_reveals = generator.rollout.num_steps + 2  # reveal steps, up to one more than the grid's
         return DesignBuffer(
-            config.replay, length, seed=seed, num_actions=num_actions,
+            config.replay, length, seed=seed, num_actions=num_reveals,
             num_banked=generator.bank_batch_size if wanted else 0,
         )  # fmt: skip
-    return ReplayBuffer(config.replay, config.environment.length, seed=seed, num_actions=num_actions)
+    windows = {"num_contexts": len(make_task(config).origins("train"))} if config.data is not None else {}
+    return ReplayBuffer(config.replay, space.max_length, seed=seed, num_actions=space.num_actions, **windows)
 
 
 def check_memory(config: ExperimentConfig, *, training: bool) -> None:
     """Raises ConfigError for sizes that this machine cannot hold, before anything is allocated."""
-    environment, length = make_environment(config), config.environment.length
-    space = environment.space
+    environment = make_environment(config)
+    space, length = environment.space, environment.space.max_length
+    task = None if config.data is None else make_task(config)
+    shape = None if task is None else task.shape
     with torch.device("meta"):
         networks: list[nn.Module] = (
             [make_denoiser(config)]
             if isinstance(config.generator, DrakesConfig)
-            else [make_policy(config, environment), DynamicsModel(space, config.dynamics.network)]
+            else [make_policy(config, environment, task), DynamicsModel(space, config.dynamics.network, shape)]
         )
     num_parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
     copies = 5 if training else 2  # weights, gradient, average and two moments
@@ -163,11 +192,23 @@ def need_enumeration(environment: SequenceEnvironment) -> None:
 def num_dynamics_trajectories(config: ExperimentConfig, num_fresh: int) -> int:
     """Replayed trajectories that the dynamics model needs for a learner call with `num_fresh` fresh ones."""
     on_policy = config.dynamics.mode == "on_policy" or not config.objective.uses_dynamics
-    if on_policy or config.generator.name != "gflownet":
+    if on_policy or config.generator.name == "drakes":
         return 0
     total = num_fresh / (1 - config.replay.replay_share - config.replay.offline_share)
     steps = max(1, round(total / config.learner.batch_size))
     return steps * config.dynamics.num_rounds * config.dynamics.batch_size
+
+
+def make_motif_law(config: ExperimentConfig) -> MotifLaw | None:
+    """The law of the offline data if it is known, or None; raises OracleDataError for motifs or letters that do not fit."""
+    if config.replay.offline_source != "motif_law":
+        return None
+    if config.environment.alphabet != LETTERS:
+        raise OracleDataError(
+            f"replay.offline_source motif_law draws DNA: environment.alphabet must be {LETTERS}, got "
+            f"{config.environment.alphabet!r}"
+        )
+    return MotifLaw(config.replay.motif_law, config.environment.length)
 
 
 def offline_sequences(
@@ -183,6 +224,12 @@ def offline_sequences(
             tokens, lengths = environment.tokens(read_sequences(replay.offline_path), origin=str(replay.offline_path))
         except SequenceError as error:
             raise OracleDataError(str(error)) from error
+    elif replay.offline_source == "motif_law":
+        law = make_motif_law(config)
+        assert law is not None
+        rng = np.random.default_rng(derive_seed(config.run.seed, "offline"))
+        tokens = law.sample(replay.offline_size, rng)
+        lengths = np.full(len(tokens), law.length)
     else:
         if not oracle.enumerable or environment.space.num_sequences > config.evaluation.max_sequences:
             raise OracleDataError(

@@ -1,4 +1,4 @@
-"""A trained sampler as one folder: weights (safetensors), configuration and summary (JSON), and the oracle's data files.
+"""A trained sampler as one folder: weights (safetensors), configuration and summary (JSON), and its data files.
 
 Unlike a checkpoint it holds nothing that only training needs, any program can read it, and it can be moved: paths in its
 configuration are relative to it.
@@ -14,14 +14,15 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from distributed.config import ConfigError, ExperimentConfig, apply_values, read_limited, validate
+from distributed.config import ConfigError, ExperimentConfig, apply_values, validate
+from distributed.yaml_text import read_limited
 from learner.checkpoint import MAX_CHECKPOINT_BYTES, CheckpointError
 from learner.gflownet import EvaluationWeights, check_step
 
 WEIGHTS_FILE, DESCRIPTION_FILE, DATA_FOLDER = "sampler.safetensors", "sampler.json", "data"
 FORMAT_VERSION = 1
 MAX_DESCRIPTION_BYTES = 2_000_000
-DATA_KEYS = ("oracle.path", "oracle.tokens_path", "oracle.scores_path", "replay.offline_path")
+DATA_KEYS = ("oracle.path", "oracle.tokens_path", "oracle.scores_path", "replay.offline_path", "data.path")
 """Keys that name a file which sampling and evaluation read."""
 
 
@@ -54,14 +55,18 @@ def _with_data(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
     """The configuration with the files that it names copied into `folder`, and named relative to it."""
     values = config.model_dump(mode="json")
     changes = {}
-    for key in DATA_KEYS:
-        section, _, name = key.partition(".")
-        if values[section].get(name) is not None:
-            source = Path(values[section][name])
-            changes[key] = f"{DATA_FOLDER}/{name}{source.suffix}"
-            (folder / DATA_FOLDER).mkdir(exist_ok=True)
-            shutil.copyfile(source, folder / changes[key])
+    for key, source in _data_files(values).items():
+        changes[key] = f"{DATA_FOLDER}/{key.replace('.', '_')}{Path(source).suffix}"
+        (folder / DATA_FOLDER).mkdir(exist_ok=True)
+        shutil.copyfile(source, folder / changes[key])
     return apply_values(values, changes)
+
+
+def _data_files(values: dict[str, Any]) -> dict[str, str]:
+    """Those of `DATA_KEYS` that a configuration has, and their files."""
+    pairs = {key: key.split(".") for key in DATA_KEYS}
+    named = {key: (values.get(section) or {}).get(name) for key, (section, name) in pairs.items()}
+    return {key: file for key, file in named.items() if file is not None}
 
 
 def read_export(folder: Path) -> tuple[ExperimentConfig, EvaluationWeights, dict[str, Any]]:
@@ -73,8 +78,7 @@ def read_export(folder: Path) -> tuple[ExperimentConfig, EvaluationWeights, dict
             raise ValueError(f"not an exported sampler of format version {FORMAT_VERSION}")
         values, summary = description["config"], description["summary"]
         check_step(description["num_learner_steps"])
-        named = {key: values[key.partition(".")[0]].get(key.partition(".")[2]) for key in DATA_KEYS}
-        config = validate(apply_values(values, {k: str(folder / v) for k, v in named.items() if v is not None}))
+        config = validate(apply_values(values, {k: str(folder / v) for k, v in _data_files(values).items()}))
         file = folder / WEIGHTS_FILE
         if file.stat().st_size > MAX_CHECKPOINT_BYTES:
             raise ValueError(f"larger than {MAX_CHECKPOINT_BYTES:,} bytes")

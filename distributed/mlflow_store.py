@@ -8,7 +8,7 @@ import sqlite3
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from distributed.config import ConfigError, ExperimentConfig, without_credentials
+from distributed.config import ConfigError, ExperimentConfig
+from distributed.config_keys import without_credentials
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -32,8 +33,12 @@ MODEL_NAME = "sampler"
 MODEL_PACKAGES = ("learner", "actors", "distributed")
 """Our code, which goes with a model."""
 MODEL_REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pydantic", "pyyaml", "safetensors", "rich", "matplotlib",
-                      "logomaker", "pyjaspar")  # fmt: skip
+                      "logomaker", "pyjaspar", "statsmodels")  # fmt: skip
 """What that code needs to sample."""
+SEQUENCES = {"n": "long", "seed?": "long"}, {"sequence": "string", "score": "float", "log_policy": "float"}
+PATHS = SEQUENCES[0] | {"origin?": "string"}, {"time": "string", "target": "string", "path": "long", "value": "double"}
+MODEL_COLUMNS = {"gflownet": SEQUENCES, "drakes": SEQUENCES, "forecast": PATHS}
+"""Columns that the model of a generator takes and gives, and their types; ?: need not be there."""
 FINAL = "final_"
 """Prefix of the figures that a run logs at its end."""
 Curve = tuple[np.ndarray, np.ndarray]
@@ -165,7 +170,7 @@ def end_run(client: Any, run_id: str | None, ended: str) -> None:
     client.set_terminated(run_id, MLFLOW_STATUS[ended])
 
 
-def log_sampler(client: Any, experiment: str, run_id: str | None, exported: Path) -> None:
+def log_sampler(client: Any, experiment: str, run_id: str | None, exported: Path, generator: str) -> None:
     """Log an exported sampler as the pyfunc model `sampler` of a run, with our code, so that MLflow can sample anywhere.
 
     MLflow's own `log_model` logs to the active run of a process, of which a sweep's or a notebook's may have another.
@@ -173,10 +178,8 @@ def log_sampler(client: Any, experiment: str, run_id: str | None, exported: Path
     import mlflow.pyfunc
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, Schema
 
-    columns = Schema([ColSpec("string", "sequence"), ColSpec("float", "score"), ColSpec("float", "log_policy")])
-    asked = Schema([ColSpec("long", "n"), ColSpec("long", "seed", required=False)])
+    asked, given = MODEL_COLUMNS[generator]
     packages = [Path(importlib.import_module(name).__file__ or "").parent for name in MODEL_PACKAGES]
     logged = client.create_logged_model(experiment, name=MODEL_NAME, source_run_id=run_id)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -188,7 +191,7 @@ def log_sampler(client: Any, experiment: str, run_id: str | None, exported: Path
             python_model=str(Path(__file__).with_name("mlflow_model.py")),
             artifacts={MODEL_NAME: str(exported)},
             code_paths=[str(package) for package in packages],
-            signature=ModelSignature(asked, columns),
+            signature=ModelSignature(_schema(asked), _schema(given)),
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in MODEL_REQUIREMENTS],
             mlflow_model=Model(
                 artifact_path=logged.artifact_location,
@@ -200,3 +203,9 @@ def log_sampler(client: Any, experiment: str, run_id: str | None, exported: Path
         client.log_model_artifacts(logged.model_id, f"{folder}/model")
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+
+
+def _schema(columns: Mapping[str, str]) -> Any:
+    from mlflow.types import ColSpec, Schema
+
+    return Schema([ColSpec(kind, name.rstrip("?"), required="?" not in name) for name, kind in columns.items()])

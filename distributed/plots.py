@@ -1,16 +1,16 @@
 """Plots of a run, as PNG files."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import logomaker
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from distributed.comparison import Summary
 from distributed.evaluation import ExactLaw
+from distributed.forecast_evaluation import Forecast
 
 NUM_BEST, MAX_PAIRED = 100, 512
 """Samples whose pairwise distances are shown."""
@@ -28,6 +28,9 @@ CURVES = {
     "path_kl": "KL of the paths to the pretrained model [nats]",
     "reward_model_loss": "loss of the reward model",
     "kmer_correlation": "correlation of k-mers with the data",
+    "future_ce": "cross-entropy of the true futures [nats]",
+    "validation_crps": "CRPS on validation rows",
+    "validation_coverage_90": "coverage of the 90% interval, validation rows",
     "batch_score": "mean score",
     "policy_lag": "policy lag [versions]",
 }
@@ -115,17 +118,25 @@ def kmer_scatter(kmers: tuple[np.ndarray, np.ndarray], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def mode_logo(tokens: np.ndarray, alphabet: str, path: Path) -> None:
-    """Sequence logo (information content in bits) of modes `tokens` int [m, T]; end tokens are left out."""
+def logos(groups: Mapping[str, np.ndarray], alphabet: str, path: Path) -> None:
+    """Sequence logos (information content in bits) of groups int [m, T], by title; end tokens are left out."""
+    import logomaker
     import pandas
 
-    counts = np.stack([(tokens == index).sum(0) for index in range(len(alphabet))], 1).astype(float)
-    table = pandas.DataFrame(counts, columns=list(alphabet), index=range(1, len(counts) + 1))
-    bits = logomaker.transform_matrix(table, from_type="counts", to_type="information")
-    figure = Figure(figsize=(max(4, 0.45 * tokens.shape[1] + 1), 2.4), layout="constrained")
-    axes = figure.add_subplot()
-    logomaker.Logo(bits, ax=axes, color_scheme="classic" if alphabet == "ACGT" else None)
-    axes.set(xlabel="position", ylabel="bits", ylim=(0, np.log2(len(alphabet))), title=f"{len(tokens)} modes")
+    width = max(4, 0.45 * next(iter(groups.values())).shape[1] + 1)
+    num_columns = 2 if width < 7 and len(groups) > 1 else 1
+    shape = (-(-len(groups) // num_columns), num_columns)
+    figure = Figure(figsize=(width * shape[1], 2.4 * shape[0]), layout="constrained")
+    panels = figure.subplots(*shape, squeeze=False).ravel()
+    for axes in panels[len(groups) :]:
+        axes.set_axis_off()
+    for axes, (title, tokens) in zip(panels, groups.items(), strict=False):
+        counts = np.stack([(tokens == index).sum(0) for index in range(len(alphabet))], 1).astype(float)
+        table = pandas.DataFrame(counts, columns=list(alphabet), index=range(1, len(counts) + 1))
+        bits = logomaker.transform_matrix(table, from_type="counts", to_type="information")
+        logomaker.Logo(bits, ax=axes, color_scheme="classic" if alphabet == "ACGT" else None)
+        axes.set(xlabel="position", ylabel="bits", ylim=(0, np.log2(len(alphabet))))
+        axes.set_title(f"{title} ({len(tokens)})", fontsize=10)
     figure.savefig(path, dpi=110)
 
 
@@ -142,6 +153,25 @@ def distances(tokens: np.ndarray, scores: np.ndarray, path: Path) -> None:
     axes.set(xlabel="letters in which a pair differs (Hamming distance)", ylabel="share of pairs")
     axes.legend()
     axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def fan_chart(forecast: Forecast, path: Path) -> None:
+    """One panel a target: the window, the 50% and 90% intervals, ten paths, and what came if it is known."""
+    times, paths, actual = forecast.times, forecast.paths, forecast.actual
+    figure = Figure(figsize=(9, 3.4 * len(forecast.targets)), layout="constrained")
+    for column, axes in enumerate(figure.subplots(len(forecast.targets), 1, squeeze=False)[:, 0]):
+        axes.plot(forecast.past_times, forecast.past[:, column], color="black", lw=1.2, label="known")
+        low, lower, middle, upper, high = np.quantile(paths[..., column], [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
+        axes.fill_between(times, low, high, color="tab:blue", alpha=0.2, lw=0, label="90%")
+        axes.fill_between(times, lower, upper, color="tab:blue", alpha=0.35, lw=0, label="50%")
+        axes.plot(times, paths[:10, :, column].T, color="tab:blue", lw=0.4, alpha=0.6)
+        axes.plot(times, middle, color="tab:blue", lw=1.6, label="median")
+        if not np.isnan(actual[:, column]).all():
+            axes.plot(times, actual[:, column], color="tab:red", lw=1.4, label="what came")
+        axes.set(title=forecast.targets[column])
+        axes.legend(fontsize=8, loc="upper left")
+        axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +25,7 @@ SHOWN = (
     ("path_kl", "path KL {:.2f}"),
     ("batch_score", "score {:.3f}"),
     ("excess_kl", "excess KL {:.3f}"),
+    ("validation_crps", "validation CRPS {:.4g}"),
     ("sampled_reverse_kl", "KL {:.3f}"),
     ("policy_lag", "lag {:.1f}"),
 )
@@ -37,6 +39,8 @@ SUMMARY_ROWS = (
     ("exact_nll", "exact NLL of the data [nats]", "{:.4f}"),
     ("pretrained_nll", "  of the pretrained model", "{:.4f}"),
     ("exact_nelbo", "exact NELBO of the data [nats]", "{:.4f}"),
+    ("pretrained_nelbo", "NELBO of the data, pretrained model [nats]", "{:.3f}"),
+    ("data_entropy", "  entropy of the data [nats]", "{:.3f}"),
     ("objective_j", "E[score] − α · path KL", "{:.4f}"),
     ("objective_j_star", "  the most that is possible", "{:.4f}"),
     ("path_kl", "path KL to the pretrained model [nats]", "{:.3f}"),
@@ -56,7 +60,13 @@ SUMMARY_ROWS = (
     ("gc_rmse", "GC content: RMS distance to its target", "{:.4f}"),
     ("reward_gap", "predicted less true score", "{:.4f}"),
     ("likelihood_z", "log-likelihood: z beside the data's", "{:.2f}"),
+    ("true_log_prob_z", "  under the data's true law", "{:.2f}"),
     ("any_violated", "share that breaks a rule", "{:.4f}"),
+    ("validation_crps", "CRPS on validation rows", "{:.4g}"),
+    ("validation_coverage_90", "coverage of the 90% interval there", "{:.3f}"),
+    ("binning_error_test", "round-trip error of the bins (normalised)", "{:.4f}"),
+    ("beyond_bins_test", "share of test values beyond the bins", "{:.4f}"),
+    ("num_test_origins", "test origins", "{:,.0f}"),
     ("num_modes", "modes", "{:,.0f}"),
     ("unique_fraction", "unique fraction", "{:.4f}"),
     ("num_trajectories", "trajectories sampled", "{:,.0f}"),
@@ -118,6 +128,28 @@ def results_console(width: int = 160) -> Console:
     return console
 
 
+BASELINES = ("naive", "seasonal_naive", "ets")
+"""What forecasts are compared with; their figures end in `_` and this name."""
+FORECAST_FIGURES = ("mae", "rmse", "mase", "crps", "coverage_90")
+
+
+def compare_forecasts(metrics: Mapping[str, Any]) -> tuple[tuple[str, ...], list[list[str]], str]:
+    """Header and rows of a table of a forecasting model beside the baselines, and in words whether it is worth having."""
+    scores = {name: metrics[f"crps_{name}"] for name in BASELINES if metrics.get(f"crps_{name}") is not None}
+    rows = [
+        [name, *(f"{metrics[key + suffix]:.4g}" for key in FORECAST_FIGURES)]
+        for name, suffix in (("model", ""), *((name, f"_{name}") for name in scores))
+    ]
+    ours, theirs = metrics["crps"], scores["seasonal_naive"]
+    verdict = f"CRPS {1 - ours / theirs:.1%} below seasonal naive"
+    if ours >= theirs:
+        verdict = f"this model LOSES to seasonal naive: CRPS {ours:.4g} against {theirs:.4g}"
+    best = min(scores, key=lambda name: scores[name])
+    if scores[best] < ours and best != "seasonal_naive":
+        verdict += f"; {best} is better still: {scores[best]:.4g}"
+    return ("test rows", *FORECAST_FIGURES), rows, verdict
+
+
 def print_summary(summary: dict[str, Any], title: str, folder: str | None = None) -> None:
     """The final table and the run folder, to stdout."""
     table = Table(title=title, show_header=False)
@@ -126,5 +158,12 @@ def print_summary(summary: dict[str, Any], title: str, folder: str | None = None
             table.add_row(escape(label), form.format(summary[name]), name)
     console = Console()
     console.print(table)
+    if summary.get("crps") is not None:
+        header, rows, verdict = compare_forecasts(summary)
+        comparison = Table(*header, title="rolling origin")
+        for row in rows:
+            comparison.add_row(*row)
+        console.print(comparison)
+        console.print(verdict, soft_wrap=True)
     if folder is not None:
         console.print(f"run folder: {folder}", soft_wrap=True)

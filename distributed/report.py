@@ -7,26 +7,29 @@ import base64
 import csv
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from typing import Any
 
 from distributed import plots
-from distributed.config import read_limited
 from distributed.evaluation import EvaluatedSamples, ExactLaw
-from distributed.families import AnyEvaluator
-from distributed.progress import SUMMARY_ROWS
+from distributed.families import AnyEvaluator, Judgement
+from distributed.progress import SUMMARY_ROWS, compare_forecasts
 from distributed.run_folder import RunFolder, replace_text
+from distributed.yaml_text import read_limited
 from learner.metrics import find_modes
 
 logger = logging.getLogger(__name__)
 MAX_MODES = 100
 """Modes listed in modes.csv."""
-SHOWN_MODES = 20
-"""Modes listed in the report."""
+SHOWN_MODES, NUM_LOGOS = 20, 6
+"""Modes listed in the report, and those whose neighbourhood is drawn as a logo."""
 MAX_TEXT_BYTES = 1_000_000
+FORECASTS, DESIGNS = "Is it better than a simple forecast?", "What does it make?"
 PICTURES = {
     "Is it close to its target?": ("probability_scatter", "score_histogram", "kmer_scatter", "frontier"),
-    "What does it make?": ("mode_logo", "distances"),
+    FORECASTS: ("forecast",),
+    DESIGNS: ("mode_logo", "distances"),
     "How did training go?": ("learning_curves",),
 }
 """Sections of the report, and the plots in each."""
@@ -35,7 +38,8 @@ CAPTIONS = {
     "score_histogram": "Scores of samples, and the target's, where it is known.",
     "kmer_scatter": "Frequencies of k-mers in the samples, against the target's by importance weights.",
     "frontier": "The best mean score at each distance from the pretrained model, and this generator.",
-    "mode_logo": "The modes: information at each position.",
+    "forecast": "The last test origin: its window, the intervals of the sampled paths, some of them, and what came.",
+    "mode_logo": "Information at each position: of the modes, and of the samples around each of the best.",
     "distances": "Diversity: letters in which pairs of samples, and of the best 100, differ.",
     "learning_curves": "Figures over learner steps; policy lag is the age, in versions, of the weights that drew a batch.",
 }
@@ -50,31 +54,43 @@ figcaption, .quiet { color: #555; } .failed { color: #b00020; }
 """
 
 
-def draw_plots(folder: RunFolder, evaluator: AnyEvaluator, law: ExactLaw | None, evaluated: EvaluatedSamples) -> None:
-    """Draw everything there is to see of samples and of the exact law, and list the modes; raises OSError or ValueError."""
+def draw_plots(folder: RunFolder, evaluator: AnyEvaluator, judgement: Judgement) -> None:
+    """Draw everything there is to see of a generator, and list the modes; raises OSError or ValueError."""
+    plots.learning_curves(folder.read_metrics(), folder.plots / "learning_curves.png")
+    evaluator.draw_plots(folder.plots, judgement.law)
+    if judgement.samples is not None:
+        _draw_samples(folder, evaluator, judgement.law, judgement.samples)
+
+
+def _draw_samples(
+    folder: RunFolder, evaluator: AnyEvaluator, law: ExactLaw | None, evaluated: EvaluatedSamples
+) -> None:
     path, evaluation, samples = folder.plots, evaluator.config.evaluation, evaluated.trajectories
-    plots.learning_curves(folder.read_metrics(), path / "learning_curves.png")
     plots.score_histogram(samples.scores, evaluated.target_weights, law, path / "score_histogram.png")
     if law is not None:
         plots.probability_scatter(law, path / "probability_scatter.png")
     if evaluated.kmers is not None:
         plots.kmer_scatter(evaluated.kmers, path / "kmer_scatter.png")
-    evaluator.draw_plots(path, law)
     environment = evaluator.environment
     lengths = environment.lengths(samples.tokens, samples.num_steps)
     tokens = environment.as_actions(samples.tokens, lengths)  # as `num_modes` compares them
     plots.distances(tokens, samples.scores, path / "distances.png")
     modes = find_modes(tokens, samples.scores, cutoff=evaluation.mode_cutoff, distance=evaluation.mode_distance)
-    if len(modes):
-        plots.mode_logo(tokens[modes], environment.config.alphabet, path / "mode_logo.png")
     best = modes[:MAX_MODES]
-    near = [int(((tokens != tokens[mode]).sum(1) <= evaluation.mode_distance).sum()) for mode in best]
-    sequences = environment.sequences(samples.tokens[best], lengths[best]).tolist()
+    near = [(tokens != tokens[mode]).sum(1) <= evaluation.mode_distance for mode in best]
+    sequences = [sequence.decode("ascii") for sequence in environment.sequences(samples.tokens[best], lengths[best])]
+    if len(modes):
+        groups = {f"all {len(modes)} modes": tokens[modes]}
+        for number, sequence in enumerate(sequences[:NUM_LOGOS]):
+            groups[f"{number + 1}: in or near {sequence[:24]}{'…' * (len(sequence) > 24)}"] = tokens[near[number]]
+        plots.logos(groups, environment.config.alphabet, path / "mode_logo.png")
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["sequence", "score", "num_samples"])
-    for sequence, score, count in zip(sequences, samples.scores[best], near, strict=True):
-        rows.writerow([sequence.decode("ascii"), f"{score:.6g}", count])
+    rows.writerows(
+        [sequence, f"{score:.6g}", near_it.sum()]
+        for sequence, score, near_it in zip(sequences, samples.scores[best], near, strict=True)
+    )
     replace_text(folder.modes_file, table.getvalue())
 
 
@@ -94,19 +110,11 @@ def _page(folder: RunFolder) -> Iterator[str]:
     yield "<h2>Summary</h2>"
     rows = [(label, form.format(summary[n]), n) for n, label, form in SUMMARY_ROWS if summary.get(n) is not None]
     yield _table(("", "", "name in MLflow and metrics.jsonl"), rows)
+    tables = {FORECASTS: _comparison(summary), DESIGNS: _best_modes(folder)}
     for heading, names in PICTURES.items():
-        present = [name for name in names if (folder.plots / f"{name}.png").is_file()]
-        modes = list(_modes(folder)) if heading == "What does it make?" else []
-        if present or modes:
-            yield f"<h2>{escape(heading)}</h2>"
-        for name in present:
-            picture = base64.b64encode((folder.plots / f"{name}.png").read_bytes()).decode()
-            caption = escape(CAPTIONS[name])
-            yield f'<figure><img alt="{caption}" src="data:image/png;base64,{picture}">'
-            yield f"<figcaption>{caption}</figcaption></figure>"
-        if modes:
-            yield f"<p>The best modes; <code>{folder.modes_file.name}</code> lists more.</p>"
-            yield _table(("sequence", "score", "samples in or near it"), modes[:SHOWN_MODES])
+        parts = [*_figures(folder, names), *tables.get(heading, ())]
+        if parts:
+            yield "\n".join([f"<h2>{escape(heading)}</h2>", *parts])
     yield f"<h2>Configuration</h2><pre>{escape(read_limited(folder.config_file, MAX_TEXT_BYTES))}</pre></body></html>"
 
 
@@ -116,14 +124,40 @@ def _ended(summary: dict[str, object]) -> str:
     return " · ".join(str(part) for part in [*parts, f"commit {str(commit)[:10]}" if commit else None] if part)
 
 
-def _modes(folder: RunFolder) -> Iterator[list[str]]:
-    if folder.modes_file.is_file():
-        yield from list(csv.reader(read_limited(folder.modes_file, MAX_TEXT_BYTES).splitlines()))[1:]
+def _figures(folder: RunFolder, names: tuple[str, ...]) -> Iterator[str]:
+    """Those of the pictures `names` that the run has."""
+    for name in names:
+        file, caption = folder.plots / f"{name}.png", escape(CAPTIONS[name])
+        if file.is_file():
+            picture = base64.b64encode(file.read_bytes()).decode()
+            yield f'<figure><img alt="{caption}" src="data:image/png;base64,{picture}">'
+            yield f"<figcaption>{caption}</figcaption></figure>"
 
 
-def _table(header: tuple[str, ...], rows: list) -> str:
+def _comparison(summary: dict[str, Any]) -> Iterator[str]:
+    """Of forecasts."""
+    if summary.get("crps") is not None:
+        header, rows, verdict = compare_forecasts(summary)
+        yield f"<p>{escape(verdict)}</p>"
+        yield _table(header, rows)
+
+
+def _best_modes(folder: RunFolder) -> Iterator[str]:
+    if not folder.modes_file.is_file():
+        return
+    modes = list(csv.reader(read_limited(folder.modes_file, MAX_TEXT_BYTES).splitlines()))[1:]
+    if modes:
+        yield f"<p>The best modes; <code>{folder.modes_file.name}</code> lists more.</p>"
+        yield _table(("sequence", "score", "samples in or near it"), modes[:SHOWN_MODES])
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Names at the left, numbers at the right of their columns."""
     lines = ["<table><tr>" + "".join(f"<th>{escape(name)}</th>" for name in header) + "</tr>"]
-    for first, second, third in rows:
-        cells = f'<td>{escape(first)}</td><td class="number">{escape(second)}</td><td><code>{escape(third)}</code></td>'
-        lines.append(f"<tr>{cells}</tr>")
+    for row in rows:
+        lines.append("<tr>" + "".join(f"<td{_kind(cell)}>{escape(cell)}</td>" for cell in row) + "</tr>")
     return "\n".join([*lines, "</table>"])
+
+
+def _kind(cell: str) -> str:
+    return ' class="number"' if cell[:1].isdigit() or cell[:1] == "-" else ""

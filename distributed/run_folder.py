@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from distributed.checkpoints import CheckpointStore
-from distributed.config import ConfigError, ExperimentConfig, load_config, read_limited
+from distributed.config import ConfigError, ExperimentConfig, load_config
+from distributed.yaml_text import read_limited
 
 MAX_SUMMARY_BYTES = 1_000_000
 

@@ -1,10 +1,11 @@
-"""Draw sequences from a trained sampler:  python -m distributed.sample RUN_OR_CHECKPOINT -n N [--format fasta|csv]
+"""Draw from a trained sampler:  python -m distributed.sample RUN_OR_CHECKPOINT -n N [--format fasta|csv]
 
 Sequences come with their score by the run's oracle, and with the log-probability of the policy's intentions. They are
 drawn with the noise the environment has, or with --no-noise as the policy intends them (if noise trained the policy to
 correct for it, that is another law than the trained one). With --select many are drawn, those outside the limits are dropped,
-and of the others, each once, the best or a diverse set is kept. Open only checkpoints you trust: they name the oracle, which
-is run.
+and of the others, each once, the best or a diverse set is kept. Of forecasts, N paths are drawn after the last row of the
+data, or after --origin: a CSV with their quantiles and all paths, and a fan chart beside it (--out, default forecast.csv).
+Open only checkpoints you trust: they name the oracle, which is run.
 """
 
 import argparse
@@ -13,15 +14,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import numpy as np
 
 from distributed import cli
-from distributed.config import ConfigError, validate_section
+from distributed.config import ConfigError, ExperimentConfig
+from distributed.config_keys import validate_section
 from distributed.evaluate import read_sampler
+from distributed.forecasts import DrawForecastConfig, draw_forecast
+from distributed.forecasts import write_csv as write_forecast_csv
 from distributed.progress import configure_logging
 from distributed.sampling import SampleConfig, Samples, sample
+from learner.gflownet import EvaluationWeights
+
+Wanted = TypeVar("Wanted", SampleConfig, DrawForecastConfig)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,12 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="run folder, checkpoint folder, learner.pt or exported sampler",
     )
     parser.add_argument("-n", "--number", dest="n", type=int, help="sequences wanted (default 100)")
-    parser.add_argument("--format", choices=("fasta", "csv"), default="fasta", help="output format (default fasta)")
+    parser.add_argument("--format", choices=("fasta", "csv"), help="output format (default fasta; of forecasts csv)")
     parser.add_argument("--out", type=Path, help="output file (default: standard output)")
     parser.add_argument("--seed", type=int, help="seed of the draw (default 0)")
     parser.add_argument(
         "--noise", action=argparse.BooleanOptionalAction, default=True, help="draw with the environment's noise"
     )
+    parser.add_argument("--origin", help="for forecast: the time of the last known row (default: that of the data)")
     parser.add_argument("--template", help="for drakes: positions to keep, and N where to fill, such as ACGNNNNN")
     for name, kind, text in (
         ("temperature", float, "logits are divided by it"),
@@ -65,11 +73,42 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     options, overrides = cli.parse_with_overrides(parser, arguments)
     configure_logging()
-    given = {name: getattr(options, name) for name in SampleConfig.model_fields}
-    wanted = validate_section(SampleConfig, "", {name: value for name, value in given.items() if value is not None})
-    samples = sample(*read_sampler(options.path, overrides), wanted)
+    config, weights = read_sampler(options.path, overrides)
+    if config.generator.name == "forecast":
+        return write_forecast(config, weights, options)
+    samples = sample(config, weights, _wanted(SampleConfig, options, config.generator.name))
     with _output(options.out) as stream:
-        WRITERS[options.format](stream, samples)
+        WRITERS[options.format or "fasta"](stream, samples)
+    return cli.EXIT_DONE
+
+
+def _wanted(model: type[Wanted], options: argparse.Namespace, generator: str) -> Wanted:
+    """The options as a `model`; raises ConfigError for those that are of other generators."""
+    names = {*SampleConfig.model_fields, *DrawForecastConfig.model_fields}
+    given = {name: getattr(options, name) for name in sorted(names) if getattr(options, name) is not None}
+    stray = ", ".join(name for name in given if name not in model.model_fields)
+    if stray:
+        raise ConfigError(f"{stray}: not for generator.name {generator}; allowed: {', '.join(model.model_fields)}")
+    return validate_section(model, "", given)
+
+
+def write_forecast(config: ExperimentConfig, weights: EvaluationWeights, options: argparse.Namespace) -> int:
+    """The paths as a CSV and their fan chart; returns the exit code."""
+    if options.format == "fasta":
+        raise ConfigError("--format: forecasts are written as csv")
+    forecast = draw_forecast(config, weights, _wanted(DrawForecastConfig, options, config.generator.name))
+    path = options.out or Path("forecast.csv")
+    with _output(path) as stream:
+        write_forecast_csv(stream, forecast)
+    from distributed import plots  # takes longer to load than sequences take to be drawn
+
+    chart = path.with_suffix(".png")
+    try:
+        plots.fan_chart(forecast, chart)
+    except OSError as error:
+        raise ConfigError(f"--out: {chart} cannot be written ({error})") from error
+    print(path)
+    print(chart)
     return cli.EXIT_DONE
 
 

@@ -13,11 +13,13 @@ from pydantic import Field, model_validator
 from actors.environments.sequence import SequenceEnvironment
 from actors.oracles.base import valid_scores
 from actors.trajectories import TrajectoryBatch, concatenate
-from distributed.config import ConfigError, ExperimentConfig, apply_values, validate, validate_section
+from distributed.config import ConfigError, ExperimentConfig, apply_values, validate
+from distributed.config_keys import validate_section
 from distributed.design_evaluation import DesignEvaluator
 from distributed.evaluate import open_evaluator
+from distributed.evaluation import Evaluator
 from distributed.experiment import derive_seed
-from distributed.families import AnyEvaluator
+from distributed.forecast_evaluation import ForecastEvaluator
 from learner.configs import StrictConfig
 from learner.drakes.constraints import ForbiddenMotifsConfig, Motif
 from learner.drakes.filters import FilterConfig
@@ -26,6 +28,7 @@ from learner.gflownet import EvaluationWeights
 from learner.metrics import NoSampleError, diverse_subset
 
 logger = logging.getLogger(__name__)
+SequenceEvaluator = Evaluator | DesignEvaluator
 CHUNK = 4096
 """Sequences drawn, or looked through for motifs, at once."""
 DRAWN_PER_CANDIDATE, MIN_DRAWN = 10, 2048
@@ -95,8 +98,11 @@ class Samples(NamedTuple):
 
 def sample(config: ExperimentConfig, weights: EvaluationWeights, wanted: SampleConfig) -> Samples:
     """Draw from a trained sampler, and choose. Raises ConfigError for what does not fit it, NoSampleError if none remains."""
+    if config.generator.name == "forecast":
+        raise ConfigError("generator.name forecast draws no sequences, but paths: see Run.forecast")
     never = apply_values(config.model_dump(mode="json"), {"evaluation.exact": "never"})
     evaluator = open_evaluator(validate(never), weights)
+    assert not isinstance(evaluator, ForecastEvaluator)
     try:
         how, environment = _how(wanted, evaluator), evaluator.environment
         if wanted.forbid or wanted.gc_min is not None or wanted.gc_max is not None:
@@ -110,7 +116,7 @@ def sample(config: ExperimentConfig, weights: EvaluationWeights, wanted: SampleC
     return Samples([s.decode("ascii") for s in sequences.tolist()], batch.scores, batch.log_behaviour.sum(1))
 
 
-def _how(wanted: SampleConfig, evaluator: AnyEvaluator) -> dict[str, Any]:
+def _how(wanted: SampleConfig, evaluator: SequenceEvaluator) -> dict[str, Any]:
     """What `samples` of the evaluator takes besides number and seed; raises ConfigError for what does not fit it."""
     filters = wanted.model_dump(include={"temperature", "top_k", "top_p"}, exclude_none=True)
     if not isinstance(evaluator, DesignEvaluator):
@@ -127,7 +133,9 @@ def _how(wanted: SampleConfig, evaluator: AnyEvaluator) -> dict[str, Any]:
     return how
 
 
-def draw(evaluator: AnyEvaluator, weights: EvaluationWeights, count: int, *, seed: int, **how: Any) -> TrajectoryBatch:
+def draw(
+    evaluator: SequenceEvaluator, weights: EvaluationWeights, count: int, *, seed: int, **how: Any
+) -> TrajectoryBatch:
     """`count` scored trajectories, drawn in chunks so that memory stays bounded; `how`: see `samples` of the evaluator."""
     sizes = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
     return concatenate(

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from distributed.checkpoints import load_sampler
-from distributed.config import ExperimentConfig, without_credentials
+from distributed.config import ExperimentConfig
+from distributed.config_keys import without_credentials
 from distributed.exported import write_export
 from distributed.mlflow_store import (
     ENDED_TAG,
@@ -130,8 +131,10 @@ class MlflowTracker:
         """Once, and after all else: a store that takes no models has everything but the model."""
         try:
             with tempfile.TemporaryDirectory() as folder:
-                exported = write_export(Path(folder) / MODEL_NAME, *load_sampler(checkpoint), summary)
-                log_sampler(client, client.get_run(self.run_id).info.experiment_id, self.run_id, exported)
+                config, weights = load_sampler(checkpoint)
+                exported = write_export(Path(folder) / MODEL_NAME, config, weights, summary)
+                experiment = client.get_run(self.run_id).info.experiment_id
+                log_sampler(client, experiment, self.run_id, exported, config.generator.name)
         except Exception as error:  # the client raises many types
             logger.warning("the model was not logged to MLflow (%s); see %s", cause_of(error), checkpoint)
 

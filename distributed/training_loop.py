@@ -18,7 +18,7 @@ from actors.oracles.base import OracleError
 from distributed.backend import Backend, RunFailed, StepResult
 from distributed.checkpoints import LEARNER_FILE
 from distributed.config import ExperimentConfig
-from distributed.families import AnyEvaluator
+from distributed.families import AnyEvaluator, judge
 from distributed.progress import ProgressLine
 from distributed.report import draw_plots, write_report
 from distributed.run_folder import RunFolder, finite
@@ -300,15 +300,13 @@ class TrainingLoop:
 
     def _judge(self) -> dict[str, float]:
         weights = self.backend.evaluation_weights()
-        metrics, law = self.evaluator.exact_metrics(weights) if self.evaluator.is_exact else ({}, None)
-        of_samples, samples = self.evaluator.sample_metrics(weights)
-        metrics |= of_samples
-        self._log(weights.step, metrics)
+        judgement = judge(self.evaluator, weights)
+        self._log(weights.step, judgement.metrics)
         try:
-            draw_plots(self.folder, self.evaluator, law, samples)
+            draw_plots(self.folder, self.evaluator, judgement)
         except (OSError, ValueError) as error:
             logger.warning("plots were not written (%s)", error)
-        return metrics
+        return judgement.metrics
 
     def _artifacts(self) -> list[Path]:
         newest = self.folder.checkpoints.newest_first()[:1]

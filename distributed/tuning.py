@@ -67,7 +67,8 @@ def find_metric(config: SweepConfig, experiment: ExperimentConfig) -> str:
         final = interim | evaluator.sample_metrics(weights)[0]
     finally:
         evaluator.oracle.close()
-    metric = config.metric or next((name for name in ("excess_kl", "exact_kl") if name in final), "sampled_reverse_kl")
+    usual = ("excess_kl", "exact_kl", "validation_crps")
+    metric = config.metric or next((name for name in usual if name in final), "sampled_reverse_kl")
     if metric not in final:
         raise ConfigError(f"sweep.metric: got {metric!r}; this experiment is judged by: {', '.join(sorted(final))}")
     if metric not in interim and config.scheduler.name != "fifo":

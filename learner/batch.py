@@ -33,6 +33,10 @@ class Trajectories(Protocol):
     def log_behaviour(self) -> np.ndarray:
         """float [B, T]: log-prob of each intended action when it was drawn; NaN: not known."""
 
+    @property
+    def contexts(self) -> np.ndarray:
+        """int [B]: number of the window that each continues; 0 where there is none."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: slice) -> "Trajectories": ...
@@ -49,7 +53,10 @@ class TensorBatch:
     ):
         pairs = join_symbols(batch.tokens, batch.actions, num_actions, thought_context)
         size = num_symbols(num_actions, thought_context)
-        index = index_prefixes(pairs, batch.num_steps, size, finished=finished)
+        self.contexts, of_context = np.unique(batch.contexts, return_inverse=True)
+        """int [n]: numbers of the distinct windows; `of_context` int64 [B] is the row of each trajectory's."""
+        self.of_context = torch.from_numpy(of_context).to(device)
+        index = index_prefixes(pairs, batch.num_steps, size, finished=finished, contexts=of_context)
         self.rows = torch.from_numpy(index.rows).to(device)
         self.inverse = torch.from_numpy(index.inverse).to(device)
         self.tokens = torch.from_numpy(batch.tokens.astype(np.int64)).to(device)

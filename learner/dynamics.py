@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from learner.configs import StrictConfig
 from learner.networks import MLPConfig, NetworkConfig, build_network
+from learner.networks.context import Context, ContextShape
 from learner.networks.prefixes import PrefixState
 from learner.policy import forbidden_actions
 from learner.space import SequenceSpace
@@ -42,10 +43,10 @@ class DynamicsConfig(StrictConfig):
 class DynamicsModel(nn.Module):
     """log P̂(x|s,a) for all A actions in one pass: the head gives an [A, A] table (intended, realised) per prefix."""
 
-    def __init__(self, space: SequenceSpace, config: NetworkConfig):
+    def __init__(self, space: SequenceSpace, config: NetworkConfig, shape: ContextShape | None = None):
         super().__init__()
         self.space = space
-        self.network = build_network(space, space.num_actions**2, config)
+        self.network = build_network(space, space.num_actions**2, config, shape)
         self.forbidden: Tensor
         self.register_buffer("forbidden", forbidden_actions(space), persistent=False)
 
@@ -54,13 +55,13 @@ class DynamicsModel(nn.Module):
         """Whether it reads earlier intended tokens besides the realised ones."""
         return self.network.thought_context
 
-    def forward(self, symbols: Tensor, rows: Tensor) -> Tensor:
+    def forward(self, symbols: Tensor, rows: Tensor, context: Context | None = None) -> Tensor:
         """[N, A, A] for the prefixes at flat positions `rows` int64 [N] of `symbols` int64 [B, T]; rows sum to one."""
-        return self._normalise(self.network(symbols, rows), rows % (self.space.max_length + 1))
+        return self._normalise(self.network(symbols, rows, context), rows % (self.space.max_length + 1))
 
-    def start(self) -> PrefixState:
-        """The root, for one-step evaluation."""
-        return self.network.start()
+    def start(self, context: Context | None = None) -> PrefixState:
+        """The root, or that of each window, for one-step evaluation."""
+        return self.network.start(context)
 
     def extend(self, state: PrefixState, parents: Tensor, symbols: Tensor) -> PrefixState:
         """The prefixes `parents[i]` followed by `symbols[i]`."""

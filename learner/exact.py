@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from learner.dynamics import DynamicsModel
+from learner.networks.context import Context
 from learner.networks.prefixes import PrefixState
 from learner.policy import Policy
 from learner.space import SequenceSpace
@@ -68,7 +69,9 @@ def _split_lengths(space: SequenceSpace, values: np.ndarray) -> dict[int, np.nda
 
 
 @torch.no_grad()
-def _tables(network: Policy | DynamicsModel, evaluate: Callable[[PrefixState], Tensor]) -> list[np.ndarray]:
+def _tables(
+    network: Policy | DynamicsModel, evaluate: Callable[[PrefixState], Tensor], context: Context | None = None
+) -> list[np.ndarray]:
     """`evaluate` at all V^t prefixes of each length t = 0..T-1, lexicographic, float64.
 
     Goes down the tree depth first in blocks of `CHUNK` prefixes, so that only one block a depth is in memory.
@@ -89,18 +92,18 @@ def _tables(network: Policy | DynamicsModel, evaluate: Callable[[PrefixState], T
             tokens = torch.arange(space.num_tokens, device=state.device).repeat(len(block))
             fill(network.extend(block, parents, tokens), (start + first) * space.num_tokens)
 
-    fill(network.start(), 0)
+    fill(network.start(context), 0)
     return tables
 
 
-def policy_tables(policy: Policy) -> list[np.ndarray]:
-    """T arrays float64 [V^t, A]: π(a|s) of every prefix.
+def policy_tables(policy: Policy, context: Context | None = None) -> list[np.ndarray]:
+    """T arrays float64 [V^t, A]: π(a|s) of every prefix, of those that continue the one window of a `context`.
 
     Raises ValueError for a policy that reads its own intentions: a prefix of realised tokens does not determine it.
     """
     if policy.thought_context:
         raise ValueError("a policy with a thought context has no table over prefixes of realised tokens")
-    return _tables(policy, lambda state: policy.at(state).log_policy.exp())
+    return _tables(policy, lambda state: policy.at(state).log_policy.exp(), context)
 
 
 def realised_law(

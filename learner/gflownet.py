@@ -18,6 +18,7 @@ from learner.configs import StrictConfig
 from learner.dynamics import DynamicsConfig, DynamicsModel
 from learner.flat import FlatParameters
 from learner.networks import NetworkConfig
+from learner.networks.context import Context, ContextShape
 from learner.objectives.balance import end_flows
 from learner.objectives.config import ObjectiveConfig
 from learner.objectives.losses import StepLogProbs, objective_loss
@@ -78,15 +79,17 @@ class GFlowNetLearner:
         learner: LearnerConfig,
         total_steps: int,
         seed: int,
+        shape: ContextShape | None = None,
     ):
+        """`shape`: of the windows that the networks read, if they read any."""
         self.space, self.objective, self.reward, self.config = space, objective, reward, learner
         self.dynamics_config, self.total_steps = dynamics, total_steps
         self.device = resolve_device(learner.device)
         self.uses_dynamics = objective.uses_dynamics
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.policy = Policy(space, network, **objective.policy_heads).to(self.device)
-            self.dynamics = DynamicsModel(space, dynamics.network).to(self.device)
+            self.policy = Policy(space, network, **objective.policy_heads, shape=shape).to(self.device)
+            self.dynamics = DynamicsModel(space, dynamics.network, shape).to(self.device)
         self.policy_weights = FlatParameters(self.policy)
         self.dynamics_weights = FlatParameters(self.dynamics)
         self.averaged = self.policy_weights.vector.detach().clone()
@@ -163,6 +166,10 @@ class GFlowNetLearner:
             trajectories, self.space.num_actions, self.device, finished=finished, thought_context=thoughts
         )
 
+    def _context(self, batch: TensorBatch) -> Context | None:
+        """What the networks read besides prefixes: nothing."""
+        return None
+
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
@@ -171,7 +178,7 @@ class GFlowNetLearner:
         """Cross-entropy of the realised tokens, in nats a step; one Adam step."""
         self.dynamics_weights.zero_grad()
         with self._autocast():
-            log_dynamics = self.dynamics(batch.symbols(self.dynamics.thought_context), batch.rows)
+            log_dynamics = self._log_dynamics(batch)
         chosen = log_dynamics[batch.inverse[:, :-1], batch.actions, batch.tokens]
         loss = -torch.where(batch.mask, chosen, 0.0).sum() / batch.mask.sum()
         loss.backward()
@@ -179,21 +186,35 @@ class GFlowNetLearner:
         self.dynamics_optimiser.step()
         return loss
 
+    def _log_dynamics(self, batch: TensorBatch) -> Tensor:
+        return self.dynamics(batch.symbols(self.dynamics.thought_context), batch.rows, self._context(batch))
+
     def _policy_step(self, batch: TensorBatch) -> dict[str, Tensor]:
         if self.step == 0 and not self._is_warm and not self.objective.policy_heads["values"]:
-            # the policy is still uniform, so log Z is about the log of the number of sequences + log mean R
-            rewards = log_reward(batch.scores, self.reward, step=0)
-            self.policy.shift_log_flow(rewards.logsumexp(0) - math.log(len(rewards)))
+            self._guess_flows(batch)
         self.policy_weights.zero_grad()
         with self._autocast():
-            outputs = self.policy(batch.symbols(self.policy.thought_context), batch.rows)
-        loss, metrics = objective_loss(self._log_probs(batch, outputs))
+            context = self._context(batch)
+            outputs = self.policy(batch.symbols(self.policy.thought_context), batch.rows, context)
+        loss, metrics = self._loss(batch, outputs, context)
         loss.backward()
         norm = self.policy_weights.clip_gradient(self.config.max_gradient_norm)
         self.policy_optimiser.step()
         self._average()
-        metrics |= {"gradient_norm": norm, "log_z": outputs.log_flow[0], "batch_score": batch.scores.mean()}
+        log_z = outputs.log_flow[: len(batch.contexts)].mean()  # one root for each window
+        metrics |= {"gradient_norm": norm, "log_z": log_z, "batch_score": batch.scores.mean()}
         return {"loss": loss, **metrics}
+
+    def _guess_flows(self, batch: TensorBatch) -> None:
+        """The policy is still uniform, so log Z is about the log of the number of sequences + log mean R."""
+        rewards = log_reward(batch.scores, self.reward, step=0)
+        self.policy.shift_log_flow(rewards.logsumexp(0) - math.log(len(rewards)))
+
+    def _loss(
+        self, batch: TensorBatch, outputs: PolicyOutputs, context: Context | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss with all its terms, and the parts as metrics."""
+        return objective_loss(self._log_probs(batch, outputs))
 
     def _log_probs(self, batch: TensorBatch, outputs: PolicyOutputs) -> StepLogProbs:
         rewards = log_reward(batch.scores, self.reward, step=self.step)
@@ -217,7 +238,7 @@ class GFlowNetLearner:
     def _outcome_log_probs(self, batch: TensorBatch) -> Tensor:
         """log P̂(x_t|s_t,a) of the realised token for every action, [B, T, A], detached."""
         with self._autocast():
-            log_dynamics = self.dynamics(batch.symbols(self.dynamics.thought_context), batch.rows)
+            log_dynamics = self._log_dynamics(batch)
         return log_dynamics.transpose(1, 2)[batch.inverse[:, :-1], batch.tokens]
 
     @torch.no_grad()

@@ -31,6 +31,21 @@ class UniformSubstitution:
         return np.where(allowed[:, :, None], kernel, 0.0)
 
 
+@dataclass(frozen=True)
+class NeighbourSubstitution:
+    """With probability `alpha` the intended token is replaced by the one before or after it, where tokens have an order."""
+
+    alpha: float
+
+    def kernel(self, allowed: np.ndarray) -> np.ndarray:
+        """K_t(x|a) = (1-α)·1[x = a] + α·1[|x - a| = 1] / number of neighbours; all tokens must be allowed."""
+        assert allowed.all()
+        size = allowed.shape[1]
+        neighbours = np.eye(size, k=1) + np.eye(size, k=-1)
+        kernel = (1 - self.alpha) * np.eye(size) + self.alpha * neighbours / neighbours.sum(1, keepdims=True)
+        return np.repeat(kernel[None], len(allowed), 0)
+
+
 class NoiseSampler:
     """Draws realised tokens from a kernel, one uniform number each."""
 

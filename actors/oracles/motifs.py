@@ -1,15 +1,17 @@
 """Sites of transcription factors in DNA of any length, by the matrices of JASPAR 2026 (CORE names, any matrix id).
 
-    affinity_m(x) = max(0, τ log Σ exp(log-odds of a site / τ)) / (log-odds of the consensus),  over starts and strands
-    score(x) = max(0, mean affinity of motifs - repressor_weight · mean affinity of repressors
-                      - gc_weight · (GC(x) - gc_target)²)
+    S_m(x) = τ log Σ exp(log-odds of a site / τ),  over starts and strands;   C_m = log-odds of the consensus
+    affinity_m = max(0, S_m) / C_m,   or   occupancy_m = σ((S_m - 3/4 C_m) / 1.5 nats)
+    score(x) = max(0, mean of motifs - repressor_weight · mean of repressors - gc_weight · (GC(x) - gc_target)²)
 
 One perfect site gives an affinity of 1 (a palindromic one τ log 2 nats more: it counts on both strands), more sites more.
+An occupancy is the share of time that a factor is bound: about 0 without a good site, and never more than 1.
 The matrices and their names come with the PyPI package pyjaspar; nothing is downloaded.
 Shapes: B sequences, T positions, M motifs, w positions of a motif, W those of the widest one.
 """
 
 import difflib
+import functools
 from collections.abc import Sequence
 from contextlib import closing
 from sqlite3 import Connection
@@ -28,6 +30,8 @@ RELEASE = "JASPAR2026"
 LETTERS = "ACGT"
 PSEUDOCOUNT = 0.8
 """What Nishida et al. (2009, Nucleic Acids Research 37:939) recommend for practical use."""
+HALF_OCCUPIED, OCCUPANCY_SLOPE = 0.75, 1.5
+"""Share of the consensus' log-odds at which a factor is bound half the time, and nats over which that changes."""
 CHUNK_BYTES = 16 << 20
 """Most memory that scoring takes for its intermediate results."""
 _SELECT_ENTRIES = """
@@ -47,6 +51,10 @@ class MotifsConfig(StrictConfig):
     """Ids or names of motifs whose sites lower the score."""
     repressor_weight: float = Field(1.0, ge=0)
     """Factor of the repressors' mean affinity."""
+    scale: Literal["affinity", "occupancy"] = "affinity"
+    """What of each motif is averaged: affinity (any resemblance to a site counts) or occupancy (only good sites do)."""
+    gc_background: float = Field(0.5, gt=0, lt=1)
+    """Share of G and C of the background that log-odds are against; in the human genome .41."""
     gc_target: float | None = Field(None, ge=0, le=1)
     """Share of G and C at which nothing is deducted; null: any share will do."""
     gc_weight: float = Field(1.0, ge=0)
@@ -73,7 +81,7 @@ class Motif(NamedTuple):
     name: str
     """Name of the transcription factor."""
     log_odds: np.ndarray
-    """float64 [w, 4] (A C G T): log of a letter's probability over 1/4, in nats."""
+    """float64 [w, 4] (A C G T): log of a letter's probability over the background's, in nats."""
 
 
 class _Entry(NamedTuple):
@@ -89,7 +97,11 @@ class _Entry(NamedTuple):
 
 
 def motif_matrices(
-    names: Sequence[str], *, pseudocount: float = PSEUDOCOUNT, origin: str = "oracle.motifs"
+    names: Sequence[str],
+    *,
+    pseudocount: float = PSEUDOCOUNT,
+    gc_background: float = 0.5,
+    origin: str = "oracle.motifs",
 ) -> list[Motif]:
     """The matrices of JASPAR ids or names, upper or lower case alike.
 
@@ -105,9 +117,10 @@ def motif_matrices(
         entries = _entries(connection)
         found = [_resolve(name, entries, origin) for name in names]
         counts = [database.fetch_motif_by_id(entry.matrix_id).counts for entry in found]
+    tables = [np.array([rows[letter] for letter in LETTERS]).T for rows in counts]
     return [
-        Motif(entry.matrix_id, entry.name, _log_odds(np.array([rows[letter] for letter in LETTERS]).T, pseudocount))
-        for entry, rows in zip(found, counts, strict=True)
+        Motif(entry.matrix_id, entry.name, _log_odds(table, pseudocount, gc_background))
+        for entry, table in zip(found, tables, strict=True)
     ]
 
 
@@ -116,10 +129,11 @@ def _entries(connection: Connection) -> list[_Entry]:
     return [_Entry(*row) for row in connection.execute(_SELECT_ENTRIES)]
 
 
-def _log_odds(counts: np.ndarray, pseudocount: float) -> np.ndarray:
-    """float64 [w, 4] of `counts` float [w, 4], against a uniform background."""
+def _log_odds(counts: np.ndarray, pseudocount: float, gc_background: float) -> np.ndarray:
+    """float64 [w, 4] of `counts` float [w, 4], against a background with as much G as C and as much A as T."""
     probabilities = (counts + pseudocount / 4) / (counts.sum(1, keepdims=True) + pseudocount)
-    return np.log(4 * probabilities)
+    background = np.array([1 - gc_background, gc_background, gc_background, 1 - gc_background]) / 2
+    return np.log(probabilities / background)
 
 
 def _resolve(asked: str, entries: list[_Entry], origin: str) -> _Entry:
@@ -157,24 +171,24 @@ class MotifsOracle:
                 f"oracle.name motifs needs an environment.alphabet of the letters {LETTERS} in any order, got {alphabet!r}"
             )
         self._config = config
-        wanted = motif_matrices(config.motifs, pseudocount=config.pseudocount)
-        unwanted = motif_matrices(config.repressors, pseudocount=config.pseudocount, origin="oracle.repressors")
+        matrices = functools.partial(motif_matrices, pseudocount=config.pseudocount, gc_background=config.gc_background)
+        wanted, unwanted = matrices(config.motifs), matrices(config.repressors, origin="oracle.repressors")
         self.motifs = [*wanted, *unwanted]
         """Those that raise the score, then the repressors."""
         _check(self.motifs, [*config.motifs, *config.repressors], environment.space.max_length)
         self._widths = torch.tensor([len(motif.log_odds) for motif in self.motifs])
-        self._scale = torch.tensor([config.softness / motif.log_odds.max(1).sum() for motif in self.motifs]).float()
+        self._consensus = torch.tensor([motif.log_odds.max(1).sum() for motif in self.motifs]).float()
         self._filters = _filters(self.motifs, alphabet) / config.softness
         self._strong = [alphabet.index(letter) for letter in "GC"]
 
     def score(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Scores float32 [B] of `tokens` int [B, T] with `lengths` int [B]; all are finite and >= 0."""
         config = self._config
-        affinities = self.affinities(tokens, lengths).astype(np.float64)
+        bound = self.binding(tokens, lengths).astype(np.float64)
         num_wanted = len(config.motifs)
-        scores = affinities[:, :num_wanted].mean(1)
+        scores = bound[:, :num_wanted].mean(1)
         if config.repressors:
-            scores -= config.repressor_weight * affinities[:, num_wanted:].mean(1)
+            scores -= config.repressor_weight * bound[:, num_wanted:].mean(1)
         if config.gc_target is not None:
             inside = np.arange(tokens.shape[1]) < lengths[:, None]
             share = (np.isin(tokens, self._strong) & inside).sum(1) / np.maximum(lengths, 1)
@@ -182,25 +196,29 @@ class MotifsOracle:
         return np.maximum(scores, 0).astype(np.float32)
 
     @torch.no_grad()
-    def affinities(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """float32 [B, M] of the `motifs` in `tokens` int [B, T] with `lengths` int [B]; 0 where a motif has no room."""
+    def binding(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """float32 [B, M]: affinity or occupancy, as `scale` says, of the `motifs` in `tokens` int [B, T] with `lengths`
+        int [B]; 0 where a motif has no room."""
         num_motifs, widest = len(self.motifs), self._filters.shape[2]
         positions = tokens.shape[1] + widest - 1
         chunk = max(1, CHUNK_BYTES // (positions * (4 * 5 + num_motifs * 20)))  # letters; two floats a strand and site
-        affinities = np.empty((len(tokens), num_motifs), dtype=np.float32)
+        bound = np.empty((len(tokens), num_motifs), dtype=np.float32)
         for start in range(0, len(tokens), chunk):
             rows = slice(start, start + chunk)
-            affinities[rows] = self._affinities(torch.tensor(tokens[rows]), torch.tensor(lengths[rows])).numpy()
-        return affinities
+            bound[rows] = self._binding(torch.tensor(tokens[rows]), torch.tensor(lengths[rows])).numpy()
+        return bound
 
-    def _affinities(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def _binding(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """float32 [b, M] of one chunk: a site may start anywhere, those that reach over the end are left out."""
         padded = functional.pad(tokens, (0, self._filters.shape[2] - 1), value=-1)
         letters = (padded[:, None, :] == torch.arange(len(LETTERS))[:, None]).float()
         sites = functional.conv1d(letters, self._filters).unflatten(1, (-1, 2))  # [b, M, strand, T]
         last_start = lengths.long()[:, None] - self._widths
         sites.masked_fill_((torch.arange(tokens.shape[1]) > last_start[:, :, None])[:, :, None], -torch.inf)
-        return sites.flatten(2).logsumexp(2).clamp_min(0) * self._scale
+        sums = sites.flatten(2).logsumexp(2) * self._config.softness
+        if self._config.scale == "occupancy":
+            return ((sums - HALF_OCCUPIED * self._consensus) / OCCUPANCY_SLOPE).sigmoid()
+        return sums.clamp_min(0) / self._consensus
 
     def close(self) -> None:
         """Nothing to release."""

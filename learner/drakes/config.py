@@ -85,8 +85,7 @@ class DrakesConfig(StrictConfig):
     @model_validator(mode="after")
     def _consistent(self) -> "DrakesConfig":
         if self.rollout.estimator == "reinforce":
-            terms = ("adversarial_weight", "diversity_weight")
-            set_terms = [name for name in terms if getattr(self, name)] + ["constraints"] * bool(self.constraints)
+            set_terms = [name for name in ("adversarial_weight", "diversity_weight") if getattr(self, name)]
             if set_terms:
                 raise ValueError(
                     f"{', '.join(set_terms)}: needs gradients of sequences, which rollout.estimator reinforce has not; "

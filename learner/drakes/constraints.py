@@ -151,18 +151,18 @@ ConstraintConfig = Annotated[
 ]
 
 
-def constraint_loss(constraints: Iterable[Constraint], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Σ weight · mean penalty, a scalar, and each rule's mean penalty as `<name>_penalty`, of `x` float [B, L, V].
+def constraint_penalties(constraints: Iterable[Constraint], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Σ weight · penalty, float [B], and each rule's mean penalty as `<name>_penalty`, of `x` float [B, L, V].
 
     Rules of one name add up in the metric, unweighted.
     """
-    loss, metrics = x.new_zeros(()), dict[str, Tensor]()
+    total, metrics = x.new_zeros(len(x)), dict[str, Tensor]()
     for constraint in constraints:
-        penalty = constraint.penalty(x).mean()
-        loss = loss + constraint.weight * penalty
+        penalty = constraint.penalty(x)
+        total = total + constraint.weight * penalty
         key = f"{constraint.name}_penalty"
-        metrics[key] = metrics.get(key, 0) + penalty.detach()
-    return loss, metrics
+        metrics[key] = metrics.get(key, 0) + penalty.detach().mean()
+    return total, metrics
 
 
 def violation_metrics(constraints: Iterable[Constraint], tokens: Tensor) -> dict[str, float]:

@@ -29,8 +29,11 @@ class DenoiserConfig(StrictConfig):
     num_heads: int = Field(4, ge=1, le=1024)
     """Attention heads; a divisor of hidden_size."""
     stem_kernel: int = Field(0, ge=0, le=255)
-    """Odd width in positions of a residual convolution before the blocks, which finds motifs sooner where L >= 50 (9 to
-    11 is usual); 0: none."""
+    """Odd width in positions of a residual convolution before the blocks, which finds motifs sooner where L >= 50 (as wide
+    as the motifs); 0: none."""
+    stem_channels: int = Field(0, ge=0, le=65536)
+    """Above 0 the stem is two convolutions of this kernel: so many detectors of words on the letters, and one that tells
+    the positions around what was found. Sites at any place train the same detectors. 0: one convolution."""
     masked_fraction: bool = False
     """Also tell the network which share of the positions is masked; not needed, as it sees them."""
 
@@ -40,6 +43,8 @@ class DenoiserConfig(StrictConfig):
             raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
         if self.stem_kernel and self.stem_kernel % 2 == 0:
             raise ValueError(f"stem_kernel {self.stem_kernel} must be odd, or 0 for none")
+        if self.stem_channels and not self.stem_kernel:
+            raise ValueError(f"stem_channels {self.stem_channels} needs a stem: set stem_kernel")
         return self
 
 
@@ -63,14 +68,14 @@ class Denoiser(nn.Module):
 
     def __init__(self, num_tokens: int, length: int, config: DenoiserConfig):
         super().__init__()
-        hidden, kernel = config.hidden_size, config.stem_kernel
+        hidden = config.hidden_size
         self.num_tokens, self.length, self.config = num_tokens, length, config
         self.embedding = nn.Linear(num_tokens + 1, hidden, bias=False)
         nn.init.normal_(self.embedding.weight, std=0.5)
         self.positions: Tensor
         self.register_buffer("positions", sinusoidal_positions(length, hidden), persistent=False)
         self.fraction = nn.Linear(1, hidden, bias=False) if config.masked_fraction else None
-        self.stem = nn.Conv1d(num_tokens + 1, hidden, kernel, padding=kernel // 2) if kernel else None
+        self.stem = _stem(num_tokens + 1, config) if config.stem_kernel else None
         self.blocks = nn.ModuleList(Block(hidden, config.num_heads, causal=False) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(hidden)
         self.head = nn.Linear(hidden, num_tokens)
@@ -103,8 +108,18 @@ class Denoiser(nn.Module):
         if self.fraction is not None:
             x = x + self.fraction(states[..., -1].mean(-1, keepdim=True))[:, None]
         if self.stem is not None:
-            x = x + functional.gelu(self.stem(states.transpose(1, 2)).transpose(1, 2))
+            x = x + self.stem(states.transpose(1, 2)).transpose(1, 2)
         return x
+
+
+def _stem(num_channels: int, config: DenoiserConfig) -> nn.Sequential:
+    """From states [B, V+1, L] to [B, H, L]."""
+    hidden, kernel = config.hidden_size, config.stem_kernel
+    detectors = nn.Conv1d(num_channels, config.stem_channels or hidden, kernel, padding=kernel // 2)
+    if not config.stem_channels:
+        return nn.Sequential(detectors, nn.GELU())
+    nn.init.normal_(detectors.weight, std=0.2)
+    return nn.Sequential(detectors, nn.GELU(), nn.Conv1d(config.stem_channels, hidden, kernel, padding=kernel // 2))
 
 
 class SymmetricDenoiser(nn.Module):

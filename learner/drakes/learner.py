@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from learner.batch import Trajectories
 from learner.drakes.config import DrakesConfig
-from learner.drakes.constraints import constraint_loss
+from learner.drakes.constraints import constraint_penalties
 from learner.drakes.controllers import AlphaController, make_scheduler
 from learner.drakes.denoiser import Denoiser, frozen_copy
 from learner.drakes.diffusion import nelbo
@@ -145,11 +145,14 @@ class DrakesLearner:
             rewards = self._on_device(fresh.scores[rows])
             if self.config.standardise:
                 rewards = (rewards - float(np.mean(self._scores))) / max(float(np.std(self._scores)), 1e-6)
-            values = rewards - self.alpha.alpha * ratio
+            x = functional.one_hot(tokens, self.model.num_tokens).float()
+            penalties, terms = constraint_penalties(self.config.constraints, x)
+            values = rewards - self.alpha.alpha * ratio - penalties
             count = len(values)
             advantage = (values - values.mean()) * count / max(1, count - 1)
         loss = -(weights * advantage * log_prob).mean()
-        return loss, {"path_kl": float((weights * ratio).mean() / weights.mean())}
+        metrics = {name: float(value) for name, value in terms.items()}
+        return loss, metrics | {"path_kl": float((weights * ratio).mean() / weights.mean())}
 
     def _back_propagate(self, bank: Trajectories | None) -> tuple[Tensor, dict[str, float]]:
         """The learner's own sequences, judged by the reward model, with gradients through their drawing."""
@@ -172,8 +175,8 @@ class DrakesLearner:
             loss = -rewards.mean() + self.alpha.alpha * drawn.path_kl.mean()
             if config.diversity_weight:
                 loss = loss + config.diversity_weight * diversity_loss(drawn.x0, target=config.diversity_target)
-            penalties, terms = constraint_loss(config.constraints, drawn.x0)
-            loss = loss + penalties
+            penalties, terms = constraint_penalties(config.constraints, drawn.x0)
+            loss = loss + penalties.mean()
             started = self.step - self.num_offline_steps >= config.adversarial_start * self._fine_tuning_steps
             if adversarial and started:
                 form = config.adversarial_form

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
+from learner.networks.context import ContextShape
 from learner.networks.mlp import MLPConfig, PrefixMLP
 from learner.networks.prefixes import PrefixNetwork
 from learner.networks.transformer import PrefixTransformer, TransformerConfig
@@ -23,8 +24,10 @@ NetworkConfig = Annotated[
 ]
 
 
-def build_network(space: SequenceSpace, num_outputs: int, config: NetworkConfig) -> PrefixNetwork:
-    """The network that `config.name` asks for."""
+def build_network(
+    space: SequenceSpace, num_outputs: int, config: NetworkConfig, shape: ContextShape | None = None
+) -> PrefixNetwork:
+    """The network that `config.name` asks for; with a `shape`, a transformer reads windows of that shape, an MLP none."""
     if isinstance(config, TransformerConfig):
-        return PrefixTransformer(space, num_outputs, config)
+        return PrefixTransformer(space, num_outputs, config, shape)
     return PrefixMLP(space, num_outputs, config)

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from learner.configs import StrictConfig
+from learner.networks.context import Context
 from learner.networks.prefixes import PrefixNetwork
 from learner.space import SequenceSpace
 
@@ -88,18 +89,18 @@ class PrefixMLP(PrefixNetwork):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, symbols: Tensor, rows: Tensor) -> Tensor:
+    def forward(self, symbols: Tensor, rows: Tensor, context: Context | None = None) -> Tensor:
         """Outputs [N, O] of the prefixes at flat positions `rows` int64 [N] (b*(T+1) + t) of `symbols` int64 [B, T]."""
         batch, steps = symbols.shape
         embedded = self._embed(self._kmer_rows(symbols)).view(batch, steps, -1)
         sums = nn.functional.pad(embedded.cumsum(1), (0, 0, 1, 0)) + self.position_bias
         return self._dense(sums.view(batch * (steps + 1), -1).index_select(0, rows))
 
-    def start(self) -> MLPState:
-        """The root."""
-        device = self.embedding.device
-        recent = torch.zeros(1, max(self.kmer_sizes) - 1, dtype=torch.int64, device=device)
-        return MLPState(torch.zeros(1, self.embedding.shape[1], device=device), recent, 0)
+    def start(self, context: Context | None = None) -> MLPState:
+        """The root; with a context, once for each window."""
+        device, count = self.embedding.device, 1 if context is None else len(context.windows)
+        recent = torch.zeros(count, max(self.kmer_sizes) - 1, dtype=torch.int64, device=device)
+        return MLPState(torch.zeros(count, self.embedding.shape[1], device=device), recent, 0)
 
     def extend(self, state: MLPState, parents: Tensor, symbols: Tensor) -> MLPState:
         """The prefixes `parents[i]` int64 [N'] followed by `symbols[i]` int64 [N']."""

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from learner.networks.context import Context
+
 
 class PrefixState(Protocol):
     """N prefixes of one depth, in the form that a network extends symbol by symbol."""
@@ -33,16 +35,18 @@ class PrefixNetwork(nn.Module, ABC):
     """Outputs [.., O] for prefixes; `thought_context` says whether the symbols are pairs (realised, intended)."""
 
     thought_context: bool = False
+    reads_windows: bool = False
+    """Whether outputs depend on a `Context`, which must then be given; others are given it too, and pass it over."""
     head: nn.Linear
     """The last layer, which starts at zero."""
 
     @abstractmethod
-    def forward(self, symbols: Tensor, rows: Tensor) -> Tensor:
+    def forward(self, symbols: Tensor, rows: Tensor, context: Context | None = None) -> Tensor:
         """Outputs [N, O] of the prefixes at flat positions `rows` int64 [N] (b*(T+1) + t) of `symbols` int64 [B, T]."""
 
     @abstractmethod
-    def start(self) -> Any:
-        """The root's `PrefixState`."""
+    def start(self, context: Context | None = None) -> Any:
+        """The `PrefixState` of the root, or of the root of each window."""
 
     @abstractmethod
     def extend(self, state: Any, parents: Tensor, symbols: Tensor) -> Any:
@@ -68,9 +72,10 @@ class PrefixIndex(NamedTuple):
     """Which prefixes of a [B, T] batch are distinct, and where each of the B*(T+1) prefixes finds its own."""
 
     rows: np.ndarray
-    """int64 [N]: flat position b*(T+1) + t of one occurrence of each distinct prefix; the root comes first."""
+    """int64 [N]: flat position b*(T+1) + t of one occurrence of each distinct prefix; the root, or those of the windows in
+    the order of their numbers, come first."""
     inverse: np.ndarray
-    """int64 [B, T+1]: row of each prefix; 0 (the root) for those that were left out."""
+    """int64 [B, T+1]: row of each prefix; 0 (a root) for those that were left out."""
 
 
 def group_children(groups: np.ndarray, symbols: np.ndarray, num_symbols: int) -> tuple[np.ndarray, np.ndarray]:
@@ -79,14 +84,21 @@ def group_children(groups: np.ndarray, symbols: np.ndarray, num_symbols: int) ->
     return first, child
 
 
-def index_prefixes(symbols: np.ndarray, num_steps: np.ndarray, num_symbols: int, *, finished: bool) -> PrefixIndex:
+def index_prefixes(
+    symbols: np.ndarray, num_steps: np.ndarray, num_symbols: int, *, finished: bool, contexts: np.ndarray | None = None
+) -> PrefixIndex:
     """Index the distinct prefixes of `symbols` int [B, T] with `num_steps` int [B] real steps each.
 
+    `contexts` int [B]: prefixes of different windows differ.
     `finished`: also index the finished sequence itself (depth `num_steps`), which only a backward head needs.
     """
     batch, steps = symbols.shape
-    rows, inverse = [np.zeros(1, dtype=np.int64)], np.zeros((batch, steps + 1), dtype=np.int64)
-    groups, count, all_distinct = np.zeros(batch, dtype=np.int64), 1, batch == 1
+    inverse = np.zeros((batch, steps + 1), dtype=np.int64)
+    roots, groups = np.zeros(1, dtype=np.int64), np.zeros(batch, dtype=np.int64)
+    if contexts is not None:
+        _, roots, groups = np.unique(contexts, return_index=True, return_inverse=True)
+        inverse[:, 0] = groups
+    rows, count, all_distinct = [roots * (steps + 1)], len(roots), batch == len(roots)
     last_depth = num_steps.astype(np.int64) - (0 if finished else 1)
     for depth in range(1, int(last_depth.max(initial=0)) + 1):
         members = np.flatnonzero(last_depth >= depth)

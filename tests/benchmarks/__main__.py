@@ -11,11 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from distributed.training_loop import git_commit
-from tests.benchmarks import drakes, runs, scaling, speed, sweeps
+from tests.benchmarks import drakes, forecast, runs, scaling, speed, sweeps
 
 BENCHMARKS = {
+    "drakes_motifs": drakes.motifs,
     "drakes_pretraining": drakes.pretraining,
     "drakes_tfbind8": drakes.tfbind8,
+    "forecast": forecast.forecast,
     "one_core": speed.one_core,
     "quality": runs.quality,
     "ray_overhead": runs.ray_overhead,

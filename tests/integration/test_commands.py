@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,18 +16,28 @@ import yaml
 from distributed import evaluate, sample
 from distributed.checkpoints import load_sampler
 from distributed.cli import exit_with
-from distributed.config import ConfigError
+from distributed.config import ConfigError, validate
 from distributed.run import main as run_main
 from distributed.run import train
 from distributed.run_folder import RunFolder
 from distributed.sampling import draw
 from learner.checkpoint import load_checkpoint, save_checkpoint
+from tests.conftest import TOY
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert train(validate(TOY), None, None, None) == 0
+    return folder / "runs" / "toy"
 
 
 @pytest.fixture
-def trained(in_tmp_path, toy) -> RunFolder:
-    assert train(toy(), None, None, None) == 0
-    return RunFolder(in_tmp_path / "runs" / "toy")
+def trained(trained_once, in_tmp_path) -> RunFolder:
+    """A copy of a trained run, as if it had been trained here."""
+    return RunFolder(shutil.copytree(trained_once, in_tmp_path / "runs" / "toy"))
 
 
 def sampled(capsys, *arguments: str) -> list[dict[str, str]]:

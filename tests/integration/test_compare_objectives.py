@@ -81,7 +81,7 @@ def test_a_folder_of_another_comparison_is_refused(finished):
 def test_an_interruption_keeps_what_is_finished(tmp_path):
     config = write(tmp_path / "c.yaml")
     command = [sys.executable, "-m", "distributed.compare_objectives", str(config), "--out", str(tmp_path / "out")]
-    command += ["--comparison.num_processes", "1"]
+    command += ["--comparison.num_processes", "1", "--comparison.noise", "[0]"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     results = tmp_path / "out" / "results.jsonl"
     with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
@@ -91,11 +91,11 @@ def test_an_interruption_keeps_what_is_finished(tmp_path):
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    assert 1 <= len(results.read_text().splitlines()) < 10
+    assert 1 <= len(results.read_text().splitlines()) < 5
     results.write_text(results.read_text() + '{"variant": "bal')  # a line cut short is computed again
     done = subprocess.run([*command], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert len([1 for line in results.read_text().splitlines() if line.endswith("}")]) >= 10
+    assert len([1 for line in results.read_text().splitlines() if line.endswith("}")]) >= 5
 
 
 def test_a_cell_that_fails_costs_no_other(tmp_path, capfd):

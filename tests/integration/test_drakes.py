@@ -48,11 +48,15 @@ def config(**changes):
     return validate(values)
 
 
-@pytest.fixture
-def data(in_tmp_path):
+def write_data(folder: Path) -> None:
     rng = np.random.default_rng(0)
     sequences = ["".join("ACGT"[i] for i in row) for row in rng.choice(4, (300, 4), p=[0.4, 0.1, 0.1, 0.4])]
-    (in_tmp_path / "data.csv").write_text("\n".join(["sequence", *sequences]) + "\n")
+    (folder / "data.csv").write_text("\n".join(["sequence", *sequences]) + "\n")
+
+
+@pytest.fixture
+def data(in_tmp_path):
+    write_data(in_tmp_path)
     return in_tmp_path
 
 
@@ -153,10 +157,14 @@ def test_the_command_on_ray(data, ray_session):
     assert summary["num_sampled"] == summary["num_stored"] + summary["num_dropped"] + summary["num_in_flight"]
 
 
-@pytest.fixture
-def trained(data):
-    assert run.train(config(), None, None, None) == 0
-    return data / "runs/d"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    write_data(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run.train(config(), None, None, None) == 0
+        yield folder / "runs/d"
 
 
 def test_sample_and_evaluate(trained, capsys):
@@ -198,7 +206,7 @@ def test_templates_are_for_drakes_only(in_tmp_path):
     [
         ({"environment.noise": 0.1}, "without noise"),
         ({"environment.alphabet": "ACGU"}, "draws DNA"),
-        ({"replay": {}}, "offline_source must be"),
+        ({"replay": {}}, "offline_source must not be none"),
         ({"run.num_learner_steps": 10}, "fewer than the first"),
         ({"generator.rollout.estimator": "reinforce", "generator.diversity_weight": 1}, "needs gradients"),
         ({"generator.rollout.truncation": 9}, "must not exceed num_steps"),
@@ -238,15 +246,47 @@ def test_scores_that_are_no_numbers_are_left_out(data):
     assert np.isfinite(summary["mean_score"])
 
 
-def test_the_shipped_config_runs(in_tmp_path, capsys):
+def test_the_shipped_motifs_config_runs(in_tmp_path, monkeypatch):
+    monkeypatch.setattr("distributed.design_evaluation.MAX_REFERENCE", 100)
     words = (
-        "--run.num_learner_steps 25 --generator.pretraining.num_steps 20 --run.backend serial --tracking.mlflow false"
+        "--run.num_learner_steps 12 --generator.pretraining.num_steps 10 --run.backend serial --tracking.mlflow false "
+        "--replay.offline_size 200 --actors.batch_size 8 --generator.batch_size 8 --evaluation.num_samples 32 "
+        "--tracking.log_every_steps 1"
     )
+    file = Path(__file__).parents[2] / "tune_configs" / "drakes_motifs.yaml"
+    assert run.main([str(file), *words.split(), "--run.name", "m"]) == 0
+    summary = json.loads(Path("runs/m/summary.json").read_text())
+    assert 0 <= summary["mean_score"] <= 1
+    assert summary["gc_rmse"] < 0.2
+    assert abs(summary["kmer_correlation"]) <= 1
+    assert 60 < summary["data_entropy"] < 70
+    assert summary["data_entropy"] < summary["pretrained_nelbo"] < 80
+    assert summary["true_log_prob"] < -summary["data_entropy"]  # of a model that has hardly been trained
+    assert summary["true_log_prob_z"] < 0
+    assert abs(summary["path_kl"]) < 1  # two steps from where it began
+    records = RunFolder(Path("runs/m")).read_metrics()
+    assert {"nelbo", "path_kl", "gc_content_penalty"} <= {name for record in records for name in record}
+
+
+def test_a_known_law_needs_room_for_its_motifs_and_their_letters(data):
+    with pytest.raises(ConfigError, match=r"replay\.motif_law\.motifs: .* wide; allowed: up to environment\.length 4"):
+        run.train(config(**{"replay": {"offline_source": "motif_law"}}), None, None, None)
+    settings = validate(TOY | {"replay": {"offline_source": "motif_law"}})
+    with pytest.raises(ConfigError, match=r"environment\.alphabet must be ACGT, got"):
+        run.train(settings, None, None, None)
+
+
+def test_the_shipped_config_runs(in_tmp_path, capsys):
+    """Briefly, and with a small network, which is better than uniform sequences all the same."""
+    words = (
+        "--run.num_learner_steps 45 --run.backend serial --tracking.mlflow false --generator.pretraining.num_steps 40 "
+    )
+    words += "--generator.denoiser.hidden_size 16 --generator.denoiser.num_layers 1 --generator.denoiser.num_heads 2"
     file = Path(__file__).parents[2] / "tune_configs" / "drakes_tfbind8.yaml"
     assert run.main([str(file), *words.split(), "--run.name", "t"]) == 0
     assert "objective_j_star" in capsys.readouterr().out
     summary = json.loads(Path("runs/t/summary.json").read_text())
-    assert summary["exact_nll"] < 8 * np.log(4) + 0.1
+    assert summary["exact_nll"] < 8 * np.log(4)
     assert summary["objective_j_star"] > summary["pretrained_mean_score"]
 
 

@@ -389,7 +389,7 @@ def test_waiting_behind_another_call_is_not_taken_for_silence(in_tmp_path, toy):
     try:
         backend.start(None)
         ray.get(backend._pool.slots[0].handle.ready.remote())
-        steps(backend, 3)
+        steps(backend, 2)
         assert backend.accounting.num_restarts == 0
     finally:
         backend.close()

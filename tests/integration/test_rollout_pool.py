@@ -72,11 +72,11 @@ def test_actors_come_and_go_with_the_nodes(in_tmp_path, toy, monkeypatch):
         node = cluster.add_node(num_cpus=2, object_store_memory=100_000_000)
         wait_for(lambda: records(in_tmp_path)[-1]["num_rollout_actors"] == 3, process, in_tmp_path)
         reached = records(in_tmp_path)[-1]["step"]
-        wait_for(lambda: records(in_tmp_path)[-1]["step"] > reached + 200, process, in_tmp_path)
+        wait_for(lambda: records(in_tmp_path)[-1]["step"] > reached + 60, process, in_tmp_path)
         node.all_processes["raylet"][0].process.kill()  # as if the host were gone
         wait_for(lambda: records(in_tmp_path)[-1]["num_rollout_actors"] == 1, process, in_tmp_path)
         reached = records(in_tmp_path)[-1]["step"]
-        wait_for(lambda: records(in_tmp_path)[-1]["step"] > reached + 100, process, in_tmp_path)
+        wait_for(lambda: records(in_tmp_path)[-1]["step"] > reached + 60, process, in_tmp_path)
         process.terminate()
         assert process.wait(120) == 130
     finally:

@@ -1,6 +1,7 @@
 """A sweep that logs to an MLflow server, looked at in the server's own pages, and compared from there."""
 
 import csv
+import urllib.request
 from urllib.parse import quote
 
 import pytest
@@ -30,6 +31,7 @@ def logged(ray_session, tmp_path_factory):
 
 
 def test_parent_children_and_artifacts_are_on_the_server(logged):
+    assert b"MLflow" in urllib.request.urlopen(logged[0], timeout=30).read()
     client = MlflowClient(logged[0])
     experiment = client.get_experiment_by_name("served").experiment_id
     (parent,) = client.search_runs([experiment], "attributes.run_name = 's'")

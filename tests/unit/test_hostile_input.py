@@ -18,18 +18,12 @@ from actors.oracles.base import OracleDataError
 from actors.oracles.table import CsvOracleConfig, NpyOracleConfig, csv_oracle, npy_oracle
 from distributed import attention, evaluate, ray_token, run, sample, sweep
 from distributed.compare import write_csv
-from distributed.config import (
-    DEFAULT_CONFIG,
-    ConfigError,
-    load_config,
-    parse_yaml,
-    read_yaml,
-    validate,
-)
+from distributed.config import DEFAULT_CONFIG, ConfigError, load_config, read_yaml, validate
 from distributed.experiment import check_memory
 from distributed.run_folder import RunFolder
 from distributed.search_space import Domain, draw_points
 from distributed.sweep_config import load_sweep
+from distributed.yaml_text import parse_yaml
 from tests.hostile import Trap, bomb, frugal, npy  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.usefixtures("frugal")
@@ -125,7 +119,7 @@ def test_the_commands_name_the_fault_and_exit_with_2(in_tmp_path, capsys):
 @pytest.mark.parametrize(
     ("section", "expected"),
     [
-        ({"replay": {"capacity": 10**9}, "environment": {"length": 4096}}, r"replay\.capacity: .* need 30,538\.1 GiB"),
+        ({"replay": {"capacity": 10**9}, "environment": {"length": 4096}}, r"replay\.capacity: .* need 30,541\.8 GiB"),
         ({"network": {"hidden_size": 65536, "num_layers": 32}}, r"network\.hidden_size .* need 2,[0-9.]+ GiB"),
         ({"dynamics": {"network": {"hidden_size": 65536, "num_layers": 32}}}, r"parameters need 2,[0-9.]+ GiB"),
         ({"network": {"name": "transformer", "hidden_size": 65536}}, r"parameters need 1,[0-9.]+ GiB"),

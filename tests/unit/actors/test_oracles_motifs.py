@@ -58,13 +58,17 @@ def consensus(matrix_id: str) -> str:
     return "".join(LETTERS[column] for column in log_odds_of(matrix_id).argmax(1))
 
 
-def slow_affinity(sequence: str, log_odds: np.ndarray, softness: float) -> float:
+def slow_sum(sequence: str, log_odds: np.ndarray, softness: float = 1.0) -> float:
     width, total = len(log_odds), 0.0
     for strand in (sequence, reverse_complement(sequence)):
         for start in range(len(sequence) - width + 1):
             site = strand[start : start + width]
             total += math.exp(sum(log_odds[i, LETTERS.index(letter)] for i, letter in enumerate(site)) / softness)
-    return max(0.0, softness * math.log(total)) / log_odds.max(1).sum() if total else 0.0
+    return softness * math.log(total) if total else -math.inf
+
+
+def slow_affinity(sequence: str, log_odds: np.ndarray, softness: float) -> float:
+    return max(0.0, slow_sum(sequence, log_odds, softness)) / log_odds.max(1).sum()
 
 
 def slow_score(sequence: str, config: MotifsConfig) -> float:
@@ -194,7 +198,7 @@ def test_scores_are_those_of_the_slow_reference(settings, alphabet, min_length):
 def test_affinities_are_those_of_each_motif_then_each_repressor():
     sequences = random_sequences(5, 50, 50)
     built = oracle(GATA1, SPI1, repressors=(CTCF,))
-    found = built.affinities(*DNA.tokens(sequences, origin="test"))
+    found = built.binding(*DNA.tokens(sequences, origin="test"))
     expected = [[slow_affinity(s, motif.log_odds, 1.0) for motif in built.motifs] for s in sequences]
     assert [motif.matrix_id for motif in built.motifs] == [GATA1, SPI1, CTCF]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -222,6 +226,22 @@ def test_a_perfect_site_has_affinity_one_and_more_sites_have_more(matrix_id):
     two = ask(oracle(matrix_id, env=env), site + "TTTT" + site, env=env)[0]
     assert two > 1 + 0.5 * math.log(2) / log_odds_of(matrix_id).max(1).sum()
     assert ask(oracle(matrix_id, softness=0.01, env=env), planted[0], env=env)[0] == pytest.approx(1, abs=0.005)
+
+
+def test_occupancies_by_the_formula():
+    """Half bound at 3/4 of the consensus' log-odds, here against a background with 40% G and C; scores are their mean."""
+    settings = {"scale": "occupancy", "gc_background": 0.4, "repressors": (CTCF,), "repressor_weight": 0.5}
+    built, sequences = oracle(GATA1, SPI1, **settings), [*random_sequences(20, 50, 50), consensus(SPI1) * 3 + "A" * 11]
+    expected, background = np.empty((len(sequences), 3)), np.log([1.2, 0.8, 0.8, 1.2])
+    for column, name in enumerate((GATA1, SPI1, CTCF)):
+        log_odds = log_odds_of(name) - background
+        best = log_odds.max(1).sum()
+        sums = np.array([slow_sum(sequence, log_odds) for sequence in sequences])
+        expected[:, column] = 1 / (1 + np.exp(-(sums - 0.75 * best) / 1.5))
+    np.testing.assert_allclose(built.binding(*DNA.tokens(sequences, origin="test")), expected, rtol=1e-3, atol=1e-6)
+    scores = np.maximum(0, expected[:, :2].mean(1) - 0.5 * expected[:, 2])
+    np.testing.assert_allclose(ask(built, *sequences), scores, rtol=1e-3, atol=1e-6)
+    assert scores[-1] > 0.45
 
 
 def test_sites_add_up_without_limit():
@@ -254,7 +274,7 @@ def test_a_sequence_shorter_than_a_motif_has_no_affinity_for_it():
     env = environment(length=20, min_length=0)
     built = oracle(CTCF, GATA1, env=env)
     tokens, lengths = env.tokens([consensus(CTCF)[:14], consensus(GATA1)[:6], ""], origin="test")
-    affinities = built.affinities(tokens, lengths)
+    affinities = built.binding(tokens, lengths)
     assert affinities[:, 0].tolist() == [0, 0, 0]
     assert affinities[1:, 1].tolist() == [0, 0]
 

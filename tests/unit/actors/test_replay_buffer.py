@@ -254,7 +254,7 @@ def test_statistics_tell_what_is_stored():
         ({"capacity": 0}, "capacity"),
         ({"replay_share": 1.0}, "replay_share"),
         ({"replay_share": 0.5, "offline_share": 0.5, **OFFLINE}, "must stay below 1: fresh trajectories are needed"),
-        ({"offline_share": 0.2}, "needs an offline_source: lower_half or file"),
+        ({"offline_share": 0.2}, "needs an offline_source: lower_half, file or motif_law"),
         ({"offline_source": "file"}, "offline_path goes with offline_source: file"),
         ({"offline_path": "x.csv"}, "offline_path goes with offline_source: file"),
         ({"offline_source": "upper_half"}, "offline_source"),

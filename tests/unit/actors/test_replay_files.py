@@ -167,7 +167,7 @@ def changed(path: Path, **changes) -> None:
 def test_another_format_version_is_refused(tmp_path):
     filled().save(tmp_path / "b")
     changed(tmp_path / "b", format_version=1)
-    assert "format version 1, this program reads version 2" in refused(tmp_path / "b", make_buffer())
+    assert "format version 1, this program reads version 3" in refused(tmp_path / "b", make_buffer())
 
 
 def test_missing_or_uneven_arrays_are_refused(tmp_path):

@@ -31,6 +31,7 @@ def test_empty_batch_has_the_documented_shapes_and_types():
         "log_behaviour": ((2, 5), "float32"),
         "policy_version": ((2,), "int64"),
         "seed": ((2,), "int64"),
+        "contexts": ((2,), "int32"),
     }
 
 

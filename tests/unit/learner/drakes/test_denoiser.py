@@ -20,7 +20,13 @@ from learner.drakes.reverse_complement import reverse_complement_one_hot
 from learner.networks.attention import sinusoidal_positions
 from tests.reference_drakes import toy_denoiser
 
-VARIANTS = [{}, {"stem_kernel": 5}, {"masked_fraction": True}, {"num_layers": 3, "num_heads": 2}]
+VARIANTS = [
+    {},
+    {"stem_kernel": 5},
+    {"stem_kernel": 3, "stem_channels": 6},
+    {"masked_fraction": True},
+    {"num_layers": 3, "num_heads": 2},
+]
 
 
 def random_states(length: int = 6, num_tokens: int = 4, count: int = 9) -> torch.Tensor:
@@ -46,8 +52,9 @@ def test_every_position_and_channel_is_read(changes):
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_every_parameter_is_trained():
-    model = toy_denoiser(6, stem_kernel=3, masked_fraction=True)
+@pytest.mark.parametrize("stem_channels", [0, 5])
+def test_every_parameter_is_trained(stem_channels):
+    model = toy_denoiser(6, stem_kernel=3, stem_channels=stem_channels, masked_fraction=True)
     model.log_probs(random_states())[..., 0].sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -128,6 +135,7 @@ def test_a_frozen_copy_passes_gradients_to_its_input_only():
         ({"hidden_size": 7}, "hidden_size"),
         ({"hidden_size": 10, "num_heads": 4}, "multiple of num_heads 4"),
         ({"stem_kernel": 4}, "stem_kernel 4 must be odd"),
+        ({"stem_channels": 8}, "stem_channels 8 needs a stem"),
         ({"depth": 2}, "depth"),
     ],
 )

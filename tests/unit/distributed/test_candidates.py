@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from distributed import sampling
-from distributed.config import ConfigError, validate_section
+from distributed.config import ConfigError
+from distributed.config_keys import validate_section
 from distributed.sampling import SampleConfig
 from learner.drakes.constraints import IUPAC
 
