@@ -14,6 +14,7 @@ from distributed.checkpoints import BUFFER_FILE, STATE_FILE, load_state, restore
 from distributed.config import ExperimentConfig
 from distributed.experiment import (
     Learner,
+    actor_seeds,
     make_learner,
     make_replay_buffer,
     make_rollout_worker,
@@ -101,6 +102,10 @@ class SerialBackend:
     def statistics(self) -> dict[str, float]:
         """State of the replay buffer."""
         return self.buffer.statistics()
+
+    def seeds(self) -> dict[str, int]:
+        """Of learner, buffer and the one worker."""
+        return actor_seeds(self.config, [(0, 0)])
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write learner and buffer; returns counters and the worker's generator."""

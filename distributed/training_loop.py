@@ -273,6 +273,7 @@ class TrainingLoop:
                 logger.error("the sampler is saved, but could not be judged: %s", failure)
                 summary |= {"status": FAILED, "error": str(failure)}
         accounting, wall = self.backend.accounting, self._wall_seconds()
+        earlier = self.folder.read_summary().get("seeds")  # of the sessions before this one was resumed
         summary |= accounting.counts() | {
             "num_trajectories": accounting.num_sampled,
             "trajectories_per_second": accounting.num_sampled / max(wall, 1e-9),
@@ -280,6 +281,7 @@ class TrainingLoop:
             "wall_seconds": wall,
             "cpu_seconds": accounting.cpu_seconds,
             "seed": self.config.run.seed,
+            "seeds": (earlier if isinstance(earlier, dict) else {}) | self.backend.seeds(),
             "git_commit": git_commit(),
         }
         try:
