@@ -17,6 +17,7 @@ from distributed.ray_backend import RayBackend
 from distributed.run_folder import RunFolder
 from distributed.training_loop import INTERRUPTED, Hooks
 from tests.conftest import TOY
+from tests.glossary import unexplained
 
 CONFIG = {
     "run": {"backend": "serial", "num_learner_steps": 100, "name": "d"},
@@ -298,3 +299,8 @@ def test_an_export_and_the_report_hold_all_there_is(trained, tmp_path):
     chosen = run.sample(5, select="diverse", template="ACNN", num_drawn=200)
     assert len({s for s in chosen.sequences if s.startswith("AC")}) == 5
     assert (Path(trained) / "report.html").read_text().count("data:image/png") >= 4
+    assert unexplained(Path(trained)) == set()
+    with pytest.raises(ConfigError, match=r"run\.start_from goes with generator\.name gflownet or forecast"):
+        api.train(run.config, run={"name": "warm", "start_from": str(trained)})
+    with pytest.raises(ConfigError, match="draws no forecasts, but sequences"):
+        run.forecast(3)

@@ -16,6 +16,7 @@ from distributed.api import load
 from distributed.config import ConfigError, apply_overrides, load_config, validate
 from distributed.run_folder import RunFolder
 from distributed.training_loop import INTERRUPTED, Hooks
+from tests.glossary import unexplained
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {
@@ -96,6 +97,7 @@ def test_what_a_run_leaves(trained):
     assert not any("crps" in record for record in interim)  # the test rows are looked at once
     assert (folder.plots / "forecast.png").stat().st_size > 10_000
     assert not (folder.plots / "mode_logo.png").exists()
+    assert unexplained(folder.path) == set()
 
 
 def test_figures_do_not_change_when_judged_again(trained, capsys):
