@@ -33,7 +33,7 @@ MODEL_NAME = "sampler"
 MODEL_PACKAGES = ("learner", "actors", "distributed")
 """Our code, which goes with a model."""
 MODEL_REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pydantic", "pyyaml", "safetensors", "rich", "matplotlib",
-                      "logomaker", "pyjaspar", "statsmodels")  # fmt: skip
+                      "pyjaspar", "statsmodels")  # fmt: skip
 """What that code needs to sample."""
 SEQUENCES = {"n": "long", "seed?": "long"}, {"sequence": "string", "score": "float", "log_policy": "float"}
 PATHS = SEQUENCES[0] | {"origin?": "string"}, {"time": "string", "target": "string", "path": "long", "value": "double"}

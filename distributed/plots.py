@@ -6,12 +6,18 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import Affine2D
 
 from distributed.comparison import Summary
 from distributed.evaluation import ExactLaw
 from distributed.forecast_evaluation import Forecast
 
+LETTER_COLOURS = {"A": "tab:green", "C": "tab:blue", "G": "orange", "T": "tab:red", "U": "tab:red"}
 NUM_BEST, MAX_PAIRED = 100, 512
 """Samples whose pairwise distances are shown."""
 CURVES = {
@@ -120,10 +126,8 @@ def kmer_scatter(kmers: tuple[np.ndarray, np.ndarray], path: Path) -> None:
 
 def logos(groups: Mapping[str, np.ndarray], alphabet: str, path: Path) -> None:
     """Sequence logos (information content in bits) of groups int [m, T], by title; end tokens are left out."""
-    import logomaker
-    import pandas
-
-    width = max(4, 0.45 * next(iter(groups.values())).shape[1] + 1)
+    length = next(iter(groups.values())).shape[1]
+    width = max(4, 0.45 * length + 1)
     num_columns = 2 if width < 7 and len(groups) > 1 else 1
     shape = (-(-len(groups) // num_columns), num_columns)
     figure = Figure(figsize=(width * shape[1], 2.4 * shape[0]), layout="constrained")
@@ -131,13 +135,34 @@ def logos(groups: Mapping[str, np.ndarray], alphabet: str, path: Path) -> None:
     for axes in panels[len(groups) :]:
         axes.set_axis_off()
     for axes, (title, tokens) in zip(panels, groups.items(), strict=False):
-        counts = np.stack([(tokens == index).sum(0) for index in range(len(alphabet))], 1).astype(float)
-        table = pandas.DataFrame(counts, columns=list(alphabet), index=range(1, len(counts) + 1))
-        bits = logomaker.transform_matrix(table, from_type="counts", to_type="information")
-        logomaker.Logo(bits, ax=axes, color_scheme="classic" if alphabet == "ACGT" else None)
-        axes.set(xlabel="position", ylabel="bits", ylim=(0, np.log2(len(alphabet))))
+        _draw_logo(axes, information(tokens, len(alphabet)), alphabet)
+        axes.set(xlabel="position", ylabel="bits", xlim=(0.4, length + 0.6), ylim=(0, np.log2(len(alphabet))))
         axes.set_title(f"{title} ({len(tokens)})", fontsize=10)
     figure.savefig(path, dpi=110)
+
+
+def information(tokens: np.ndarray, num_letters: int) -> np.ndarray:
+    """float64 [T, A]: share of each letter × information at its place [bits], of `tokens` int [m, T] and one count more each."""
+    counts = np.stack([(tokens == letter).sum(0) for letter in range(num_letters)], 1) + 1.0
+    shares = counts / counts.sum(1, keepdims=True)
+    return shares * (shares * np.log2(shares * num_letters)).sum(1, keepdims=True)
+
+
+def _draw_logo(axes: Axes, bits: np.ndarray, alphabet: str) -> None:
+    glyphs = {letter: TextPath((0, 0), letter, prop=FontProperties(weight="bold")) for letter in alphabet}
+    boxes = {letter: glyph.get_extents() for letter, glyph in glyphs.items()}
+    colours = {letter: LETTER_COLOURS.get(letter, f"C{number}") for number, letter in enumerate(alphabet)}
+    drawn = []
+    for place, heights in enumerate(bits, 1):
+        bottom = 0.0
+        for letter, height in sorted(zip(alphabet, heights, strict=True), key=lambda pair: pair[1]):
+            box = boxes[letter]
+            stretch = Affine2D().translate(-box.x0, -box.y0).scale(0.9 / box.width, height / box.height)
+            drawn.append((stretch.translate(place - 0.45, bottom).transform_path(glyphs[letter]), colours[letter]))
+            bottom += height
+    letters = PathCollection([path for path, _ in drawn], facecolors=[colour for _, colour in drawn], linewidths=0)
+    letters.set_in_layout(False)  # their extents need not be known to arrange the panels, and take long
+    axes.add_collection(letters, autolim=False)
 
 
 def distances(tokens: np.ndarray, scores: np.ndarray, path: Path) -> None:

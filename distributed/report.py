@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from distributed import plots
 from distributed.evaluation import EvaluatedSamples, ExactLaw
 from distributed.families import AnyEvaluator, Judgement
@@ -22,7 +24,7 @@ from learner.metrics import find_modes
 logger = logging.getLogger(__name__)
 MAX_MODES = 100
 """Modes listed in modes.csv."""
-SHOWN_MODES, NUM_LOGOS = 20, 6
+SHOWN_MODES, NUM_LOGOS = 20, 3
 """Modes listed in the report, and those whose neighbourhood is drawn as a logo."""
 MAX_TEXT_BYTES = 1_000_000
 FORECASTS, DESIGNS = "Is it better than a simple forecast?", "What does it make?"
@@ -65,7 +67,7 @@ def draw_plots(folder: RunFolder, evaluator: AnyEvaluator, judgement: Judgement)
 def _draw_samples(
     folder: RunFolder, evaluator: AnyEvaluator, law: ExactLaw | None, evaluated: EvaluatedSamples
 ) -> None:
-    path, evaluation, samples = folder.plots, evaluator.config.evaluation, evaluated.trajectories
+    path, samples = folder.plots, evaluated.trajectories
     plots.score_histogram(samples.scores, evaluated.target_weights, law, path / "score_histogram.png")
     if law is not None:
         plots.probability_scatter(law, path / "probability_scatter.png")
@@ -75,21 +77,29 @@ def _draw_samples(
     lengths = environment.lengths(samples.tokens, samples.num_steps)
     tokens = environment.as_actions(samples.tokens, lengths)  # as `num_modes` compares them
     plots.distances(tokens, samples.scores, path / "distances.png")
-    modes = find_modes(tokens, samples.scores, cutoff=evaluation.mode_cutoff, distance=evaluation.mode_distance)
+    sequences = environment.sequences(samples.tokens, lengths).astype(str)
+    _write_modes(folder, evaluator, tokens, sequences, samples.scores)
+
+
+def _write_modes(
+    folder: RunFolder, evaluator: AnyEvaluator, tokens: np.ndarray, sequences: np.ndarray, scores: np.ndarray
+) -> None:
+    """Logos and modes.csv: of `tokens` int [n, T], the same as texts [n], and their scores [n]."""
+    evaluation, alphabet = evaluator.config.evaluation, evaluator.environment.config.alphabet
+    modes = find_modes(tokens, scores, cutoff=evaluation.mode_cutoff, distance=evaluation.mode_distance)
     best = modes[:MAX_MODES]
     near = [(tokens != tokens[mode]).sum(1) <= evaluation.mode_distance for mode in best]
-    sequences = [sequence.decode("ascii") for sequence in environment.sequences(samples.tokens[best], lengths[best])]
     if len(modes):
-        groups = {f"all {len(modes)} modes": tokens[modes]}
-        for number, sequence in enumerate(sequences[:NUM_LOGOS]):
+        groups = {"all modes": tokens[modes]}
+        for number, sequence in enumerate(sequences[best[:NUM_LOGOS]]):
             groups[f"{number + 1}: in or near {sequence[:24]}{'…' * (len(sequence) > 24)}"] = tokens[near[number]]
-        plots.logos(groups, environment.config.alphabet, path / "mode_logo.png")
+        plots.logos(groups, alphabet, folder.plots / "mode_logo.png")
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["sequence", "score", "num_samples"])
     rows.writerows(
         [sequence, f"{score:.6g}", near_it.sum()]
-        for sequence, score, near_it in zip(sequences, samples.scores[best], near, strict=True)
+        for sequence, score, near_it in zip(sequences[best], scores[best], near, strict=True)
     )
     replace_text(folder.modes_file, table.getvalue())
 
