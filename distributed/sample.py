@@ -31,8 +31,7 @@ from learner.gflownet import EvaluationWeights
 Wanted = TypeVar("Wanted", SampleConfig, DrawForecastConfig)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m distributed.sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -71,7 +70,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--forbid", nargs="+", type=str.upper, metavar="MOTIF",
         help="drop those with such a motif (letters of IUPAC) on either strand",
     )  # fmt: skip
-    options, overrides = cli.parse_with_overrides(parser, arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    options, overrides = cli.parse_with_overrides(_parser(), arguments)
     configure_logging()
     config, weights = read_sampler(options.path, overrides)
     if config.generator.name == "forecast":

@@ -20,7 +20,6 @@ from distributed.checkpoints import LEARNER_FILE
 from distributed.config import ExperimentConfig
 from distributed.families import AnyEvaluator, judge
 from distributed.progress import ProgressLine
-from distributed.report import draw_plots, write_report
 from distributed.run_folder import RunFolder, finite
 from distributed.tracking import MlflowTracker
 from learner.gflownet import EvaluationWeights
@@ -272,24 +271,15 @@ class TrainingLoop:
             except (OracleError, ValueError) as failure:
                 logger.error("the sampler is saved, but could not be judged: %s", failure)
                 summary |= {"status": FAILED, "error": str(failure)}
-        accounting, wall = self.backend.accounting, self._wall_seconds()
-        earlier = self.folder.read_summary().get("seeds")  # of the sessions before this one was resumed
-        summary |= accounting.counts() | {
-            "num_trajectories": accounting.num_sampled,
-            "trajectories_per_second": accounting.num_sampled / max(wall, 1e-9),
-            "num_learner_steps": self.step,
-            "wall_seconds": wall,
-            "cpu_seconds": accounting.cpu_seconds,
-            "seed": self.config.run.seed,
-            "seeds": (earlier if isinstance(earlier, dict) else {}) | self.backend.seeds(),
-            "git_commit": git_commit(),
-        }
+        summary |= self._counts()
         try:
             self.folder.write_summary(summary)
         except OSError as failure:
             logger.error("summary.json was not written (%s)", failure)
             summary |= {"status": FAILED, "error": str(failure)}
         try:
+            from distributed.report import write_report
+
             write_report(self.folder)
         except (OSError, ValueError) as failure:
             logger.warning("report.html was not written (%s)", failure)
@@ -300,8 +290,25 @@ class TrainingLoop:
             self._tracker = None
         return summary
 
+    def _counts(self) -> dict[str, Any]:
+        """What was done, by whom, and how long it took."""
+        accounting, wall = self.backend.accounting, self._wall_seconds()
+        earlier = self.folder.read_summary().get("seeds")  # of the sessions before this one was resumed
+        return accounting.counts() | {
+            "num_trajectories": accounting.num_sampled,
+            "trajectories_per_second": accounting.num_sampled / max(wall, 1e-9),
+            "num_learner_steps": self.step,
+            "wall_seconds": wall,
+            "cpu_seconds": accounting.cpu_seconds,
+            "seed": self.config.run.seed,
+            "seeds": (earlier if isinstance(earlier, dict) else {}) | self.backend.seeds(),
+            "git_commit": git_commit(),
+        }
+
     def _judge(self) -> dict[str, float]:
         weights = self.backend.evaluation_weights()
+        from distributed.report import draw_plots  # matplotlib takes longer to load than many a command takes
+
         judgement = judge(self.evaluator, weights)
         self._log(weights.step, judgement.metrics)
         try:
