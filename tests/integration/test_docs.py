@@ -82,7 +82,7 @@ def execute(command: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_the_commands_of_the_readme_run_in_order(tmp_path):
     (tmp_path / "tune_configs").symlink_to(ROOT / "tune_configs")
     letters = np.array(list("ACGT"))
