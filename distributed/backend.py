@@ -146,6 +146,10 @@ class Backend(Protocol):
         """State of the replay buffer."""
         ...
 
+    def seeds(self) -> dict[str, int]:
+        """Of every actor there was in this session, restarted ones included, the seed that it drew with."""
+        ...
+
     def save(self, folder: Path) -> dict[str, Any]:
         """Write learner and buffer into `folder`; returns what else the backend needs to go on, JSON-able."""
         ...

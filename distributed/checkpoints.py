@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from distributed.backend import Accounting
-from distributed.config import ExperimentConfig, parse_yaml, read_limited, shortened, validate
+from distributed.config import ConfigError, ExperimentConfig, validate
+from distributed.config_keys import shortened
+from distributed.exported import DESCRIPTION_FILE, check_weights, read_export
+from distributed.yaml_text import parse_yaml, read_limited
 from learner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from learner.drakes.learner import DrakesLearner
 from learner.gflownet import EvaluationWeights, GFlowNetLearner, check_step
@@ -19,6 +20,8 @@ from learner.gflownet import EvaluationWeights, GFlowNetLearner, check_step
 LEARNER_FILE, BUFFER_FILE, STATE_FILE = "learner.pt", "replay_buffer.npz", "state.json"
 NUM_KEPT = 2
 MAX_STATE_BYTES = 1_000_000
+SERIES_SOURCE = {"dataset", "path", "time_column", "resample", "impute", "stride", "train_share", "validation_share"}
+"""Keys of the section data that say where rows come from, not what a window and a token are."""
 
 
 class CheckpointStore:
@@ -94,8 +97,43 @@ def restore_learner(learner: GFlowNetLearner | DrakesLearner, folder: Path) -> N
         raise CheckpointError(f"{folder / LEARNER_FILE}: does not fit this configuration ({error})") from error
 
 
+def start_from(learner: GFlowNetLearner | DrakesLearner, config: ExperimentConfig) -> None:
+    """Give a new learner the weights that `run.start_from` names, if it does; raises ConfigError if they do not fit."""
+    path = config.run.start_from
+    if path is None:
+        return
+    if not isinstance(learner, GFlowNetLearner):
+        raise ConfigError("run.start_from goes with generator.name gflownet or forecast")
+    try:
+        given, weights = load_sampler(path)
+        ours, theirs = _architecture(config), _architecture(given)
+        differing = [
+            f"{key} is {ours[key]} here and {theirs.get(key)} there" for key in ours if ours[key] != theirs.get(key)
+        ]
+        if differing:
+            raise ConfigError(f"run.start_from: the networks of {path} are others: {'; '.join(differing)}")
+        learner.start_from(weights)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"run.start_from: {error}") from error
+
+
+def _architecture(config: ExperimentConfig) -> dict[str, Any]:
+    """Everything that the meaning of weights depends on, by key; not the noise, the reward or the oracle."""
+    environment = config.environment.model_dump(exclude={"noise"})
+    generator = config.generator.model_dump(include={"name", "forward_looking"})
+    values = {f"generator.{key}": value for key, value in generator.items()}
+    series = {} if config.data is None else config.data.model_dump(exclude=SERIES_SOURCE)
+    values |= {f"data.{key}": value for key, value in series.items()}
+    values |= {f"environment.{key}": value for key, value in environment.items()}
+    values |= {f"network.{key}": value for key, value in config.network.model_dump().items()}
+    values |= {f"dynamics.network.{key}": value for key, value in config.dynamics.network.model_dump().items()}
+    return values | {f"{key} (objective)": value for key, value in config.objective.policy_heads.items()}
+
+
 def load_sampler(path: Path) -> tuple[ExperimentConfig, EvaluationWeights]:
-    """Configuration and weights from a run folder, a checkpoint folder or a learner file.
+    """Configuration and weights from a run folder, a checkpoint folder, a learner file or an exported sampler.
 
     Of a run folder, the newest readable checkpoint. Raises CheckpointError.
     """
@@ -103,6 +141,8 @@ def load_sampler(path: Path) -> tuple[ExperimentConfig, EvaluationWeights]:
         return _read_sampler(path)
     if (path / LEARNER_FILE).is_file():
         return _read_sampler(path / LEARNER_FILE)
+    if (path / DESCRIPTION_FILE).is_file():
+        return read_export(path)[:2]
     candidates = CheckpointStore(path / "checkpoints").newest_first()
     if not candidates:
         raise CheckpointError(f"{path}: neither a run folder with a checkpoint nor a checkpoint")
@@ -123,9 +163,7 @@ def _read_sampler(file: Path) -> tuple[ExperimentConfig, EvaluationWeights]:
         check_step(state["step"])
         policy, dynamics, reward = state["averaged"].numpy(), state["dynamics"].numpy(), state.get("reward")
         weights = EvaluationWeights(state["step"], policy, dynamics, None if reward is None else reward.numpy())
-        for vector in (vector for vector in weights[1:] if vector is not None):
-            if vector.dtype != np.float32 or vector.ndim != 1 or not np.isfinite(vector).all():
-                raise ValueError("weights are not a list of finite numbers")
+        check_weights(weights)
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{file}: its content is not that of a checkpoint ({error})") from error
     return config, weights

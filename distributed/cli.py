@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable
 
 from actors.oracles.base import OracleError
-from distributed.config import ConfigError, describe_fields
+from distributed.config import ConfigError, ExperimentConfig
+from distributed.config_keys import describe_fields
 from learner.metrics import NoSampleError
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -33,7 +34,9 @@ def parse_with_overrides(
 def config_help() -> str:
     """All config keys with their defaults and meaning."""
     lines = ["config keys (in the YAML file, or as --section.key value):"]
-    lines += [f"  --{key}  (default {default})\n        {text}" for key, default, text in describe_fields()]
+    lines += [
+        f"  --{key}  (default {default})\n        {text}" for key, default, text in describe_fields(ExperimentConfig)
+    ]
     return "\n".join(lines)
 
 

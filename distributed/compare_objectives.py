@@ -30,7 +30,8 @@ from distributed.comparison import (
     read_results,
     summarise,
 )
-from distributed.config import ConfigError, apply_overrides, read_yaml, validate_section
+from distributed.config import ConfigError, apply_overrides, read_yaml
+from distributed.config_keys import validate_section
 from distributed.progress import configure_logging, results_console, stderr
 
 DEFAULT_COMPARISON = Path(__file__).resolve().parents[1] / "tune_configs" / "compare_objectives.yaml"

@@ -1,14 +1,12 @@
 """The whole configuration of an experiment: YAML file + command line -> frozen, validated sections."""
 
 import copy
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, field_validator, model_validator
 
 from actors.environments.sequence import EnvironmentConfig
 from actors.oracles.registry import OracleConfig
@@ -16,7 +14,10 @@ from actors.oracles.tfbind8 import TFBind8Config
 from actors.replay_buffer import ReplayConfig
 from actors.rollout import ActorsConfig
 from actors.series import DataConfig
-from learner.configs import StrictConfig
+from distributed.config_keys import DEFAULT_NAMES, validate_section, without_credentials
+from distributed.stopping import StopWhenConfig
+from distributed.yaml_text import MAX_CONFIG_BYTES, ConfigError, parse_yaml, read_limited
+from learner.configs import AbsolutePath, StrictConfig
 from learner.drakes.config import DrakesConfig, GFlowNetConfig
 from learner.dynamics import DynamicsConfig
 from learner.forecast import ForecastConfig
@@ -27,20 +28,6 @@ from learner.objectives.config import ObjectiveConfig
 from learner.rewards import RewardConfig
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "tune_configs" / "tfbind8.yaml"
-DEFAULT_NAMES = {"oracle": "tfbind8", "network": "mlp", "generator": "gflownet"}
-MAX_CONFIG_BYTES = 1_000_000
-MAX_DEPTH = 50
-"""Mappings and lists of a config within each other."""
-MAX_DIGITS = 100
-"""Characters of an integer, which may be binary."""
-MAX_FAULTS, MAX_SHOWN = 20, 200
-"""Faults that a message names, and characters of a faulty value that it repeats."""
-
-Section = TypeVar("Section", bound=BaseModel)
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; each line of the message names a key, what was given and what is allowed."""
 
 
 class RunConfig(StrictConfig):
@@ -58,6 +45,12 @@ class RunConfig(StrictConfig):
     """Gradient steps of the policy after which the run is done; the learning rate decays towards this end."""
     max_seconds: float | None = Field(None, gt=0)
     """Wall time after which the run ends cleanly even if steps are left; null: no limit."""
+    max_oracle_calls: int | None = Field(None, ge=1)
+    """Sequences scored for rollout actors (num_sampled) after which the run ends cleanly; batches under way are finished, and
+    the evaluation's are not counted; null: no limit."""
+    stop_when: StopWhenConfig = StopWhenConfig()
+    start_from: AbsolutePath | None = None
+    """Run folder, checkpoint or exported sampler whose weights a new run starts from, with a fresh optimiser; null: random."""
     output_folder: Path = Path("runs")
     """Where run folders are made."""
 
@@ -104,6 +97,8 @@ class TrackingConfig(StrictConfig):
 
     experiment: str = Field("default", min_length=1, max_length=200)
     """MLflow experiment."""
+    log_model: bool = True
+    """Log the trained sampler as an MLflow model, from which `mlflow models predict` and `serve` sample; off in sweeps."""
     log_every_steps: int = Field(20, ge=1)
     """Learner steps between records of training metrics."""
 
@@ -193,12 +188,27 @@ class ExperimentConfig(StrictConfig):
         return yaml.safe_dump(self.model_dump(mode="json", exclude=absent), sort_keys=False)
 
 
+ConfigSource = Path | Mapping[str, Any] | ExperimentConfig | None
+"""A YAML file, its content, a configuration, or None for the default task."""
+
+
+def resolve_config(source: ConfigSource, changes: Mapping[str, Any]) -> ExperimentConfig:
+    """The configuration in `source`, changed by `changes` (dotted key -> value); raises ConfigError as `load_config` does."""
+    if isinstance(source, ExperimentConfig):
+        values: dict[str, Any] = source.model_dump(mode="json")
+    elif source is None or isinstance(source, Path):
+        values = read_yaml(source or DEFAULT_CONFIG)
+    else:
+        values = dict(source)
+    return validate(apply_values(values, changes))
+
+
 def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> ExperimentConfig:
     """The configuration in the YAML file `path`, changed by `overrides` (("section.key", "value as YAML"), ...).
 
     Raises ConfigError for a missing or malformed file, an unknown key, a wrong type, or a value out of range.
     """
-    return validate(apply_overrides(read_yaml(path), overrides))
+    return resolve_config(path, parse_values(overrides))
 
 
 def read_yaml(path: Path, *, sections: bool = True) -> dict[str, Any]:
@@ -215,70 +225,17 @@ def read_yaml(path: Path, *, sections: bool = True) -> dict[str, Any]:
     return content
 
 
-def read_limited(path: Path, limit: int) -> str:
-    """The text of a file; raises OSError, or ValueError if it has more than `limit` bytes or is no UTF-8."""
-    with open(path, "rb") as file:
-        content = file.read(limit + 1)  # of a device there is no size to be asked for
-    if len(content) > limit:
-        raise ValueError(f"larger than {limit:,} bytes")
-    return content.decode("utf-8")
-
-
-class _ConfigLoader(yaml.SafeLoader):
-    """Reads plain values only, with nothing that grows beyond its text or that is lost in silence."""
-
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        place = self.peek_event().start_mark
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*) are not allowed: write the value again", place)
-        if self.depth == MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"at most {MAX_DEPTH} levels are allowed", place)
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping: dict[Any, Any] = {}
-        for key_node, value_node in node.value:
-            key = self.construct_object(key_node)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a text", key_node.start_mark)
-            if key in mapping:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is there twice", key_node.start_mark)
-            mapping[key] = self.construct_object(value_node, deep=True)
-        return mapping
-
-    def construct_integer(self, node: yaml.ScalarNode) -> int:
-        number = super().construct_yaml_int(node) if len(node.value) <= MAX_DIGITS else 2**63
-        if abs(number) >= 2**63:
-            raise yaml.constructor.ConstructorError(None, None, "allowed are integers of 64 bits", node.start_mark)
-        return number
-
-
-_ConfigLoader.add_constructor("tag:yaml.org,2002:int", _ConfigLoader.construct_integer)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text, read safely; raises ConfigError naming `where`."""
-    if len(text) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{where}: larger than {MAX_CONFIG_BYTES:,} bytes")
-    try:
-        return _ConfigLoader(text).get_single_data()
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).replace(' in "<unicode string>",', " at").split())
-        raise ConfigError(f"{where}: not valid YAML ({reason})") from error
-
-
 def apply_overrides(values: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """A copy of `values` with dotted keys replaced.
 
     Choosing another `name` of the sections oracle and network discards what the file says of the old one.
     """
-    parsed = {key: parse_yaml(text, f"--{key}") for key, text in overrides}
-    return apply_values(values, parsed)
+    return apply_values(values, parse_values(overrides))
+
+
+def parse_values(overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Dotted key -> value, of the texts that a command was given; raises ConfigError."""
+    return {key: parse_yaml(text, f"--{key}") for key, text in overrides}
 
 
 def apply_values(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,98 +259,3 @@ def apply_values(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str
 def validate(values: dict[str, Any]) -> ExperimentConfig:
     """Raises ConfigError with one line for each fault."""
     return validate_section(ExperimentConfig, "", values)
-
-
-def validate_section(model: type[Section], name: str, values: Any) -> Section:
-    """`values` as a `model`, whose keys messages name with `name` before them; raises ConfigError."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        prefix = f"{name}." if name else ""
-        found = error.errors()
-        faults = "\n".join(prefix + _explain(fault, values, model) for fault in found[:MAX_FAULTS])
-        if len(found) > MAX_FAULTS:
-            faults += f"\nand {len(found) - MAX_FAULTS:,} more"
-        raise ConfigError(without_credentials(faults)) from error
-
-
-def without_credentials(text: str) -> str:
-    """`text` with the user part of every address in it masked, and values of its query that look like secrets."""
-    text = re.sub(r"://([^/\s]*|[^/@\s]*:[^\s]*)@", "://***@", text)
-    return re.sub(r"(?i)([?&][a-z_-]*(?:password|passwd|token|secret|key)=)[^&\s'\"]+", r"\1***", text)
-
-
-def _explain(fault: ErrorDetails, values: dict[str, Any], model: type[BaseModel]) -> str:
-    location = [str(part) for part in fault["loc"]]
-    for number in range(len(location) - 1, 0, -1):
-        if location[number - 1] in DEFAULT_NAMES:
-            location.pop(number)  # the tag of the union is not part of the key
-    key = ".".join(shortened(part) for part in location if "[" not in part)  # nor are the members of a union of types
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        section = _section_model(location[:-1], values, model)
-        return f"{key}: unknown key; allowed: {', '.join(section.model_fields) if section else 'see --help'}"
-    if fault["type"] == "union_tag_invalid":
-        return f"{key}.name: got {shortened(repr(fault['ctx']['tag']))}; allowed: {fault['ctx']['expected_tags']}"
-    if fault["type"] == "union_tag_not_found":
-        return f"{key}.name: missing or null; allowed: a name"
-    if fault["type"] == "missing":
-        return f"{key}: missing; it has no default"
-    if fault["type"] == "value_error" and isinstance(fault["input"], dict):
-        return f"{key}: {message}" if key else message
-    return f"{key}: got {shortened(repr(fault['input']))}; {message[:1].lower()}{message[1:]}"
-
-
-def shortened(text: str) -> str:
-    """`text`, of a long one both ends."""
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN // 2]} … {text[-MAX_SHOWN // 2 :]}"
-
-
-def _section_model(location: list[str], values: dict[str, Any], model: type[BaseModel]) -> type[BaseModel] | None:
-    node: dict[str, Any] = values
-    current = model
-    for name in location:
-        node = node.get(name, {})
-        models = _models_of(current.model_fields[name].annotation) if name in current.model_fields else []
-        tagged = [m for m in models if node.get("name") in (None, *_literals(m))]
-        if not tagged:
-            return None
-        current = tagged[0]
-    return current
-
-
-def _models_of(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in getattr(annotation, "__args__", ()) for model in _models_of(part)]
-
-
-def _literals(model: type[BaseModel]) -> tuple[Any, ...]:
-    field = model.model_fields.get("name")
-    return getattr(field.annotation, "__args__", (None,)) if field else (None,)
-
-
-def describe_fields(
-    model: type[BaseModel] = ExperimentConfig, prefix: str = "", defaults: BaseModel | None = None
-) -> Iterator[tuple[str, str, str]]:
-    """(key, default, description) of every config field, for help texts; `defaults`: an instance that holds them."""
-    for name, field in model.model_fields.items():
-        default = field.get_default(call_default_factory=True) if defaults is None else getattr(defaults, name)
-        inner = _models_of(field.annotation)
-        if inner:
-            place = f"{prefix}{name}.KEY." if get_origin(field.annotation) is dict else f"{prefix}{name}."
-            for part in inner:
-                tag = f" [{_literals(part)[0]}]" if len(inner) > 1 else ""
-                held = default if isinstance(default, part) else None
-                for key, shown, text in describe_fields(part, place, held):
-                    yield key, shown, text + tag
-        else:
-            required = field.is_required() and defaults is None
-            shown = "required" if required else yaml.safe_dump(_plain(default)).split("\n...")[0].strip()
-            yield f"{prefix}{name}", shown, " ".join((field.description or "").split())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if isinstance(value, Path) else value

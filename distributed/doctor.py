@@ -21,7 +21,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from distributed import cli
-from distributed.config import ConfigError, ExperimentConfig, validate, without_credentials
+from distributed.config import ConfigError, ExperimentConfig, validate
+from distributed.config_keys import without_credentials
 from distributed.mlflow_store import cause_of, check_files, connect_client, tracking_uri
 from distributed.progress import results_console
 from distributed.ray_token import token_file

@@ -1,9 +1,9 @@
 """Judge a trained sampler:  python -m distributed.evaluate RUN_OR_CHECKPOINT [--json]
 
 Exact distances to the target where the space can be enumerated, and metrics of noisy samples; of forecasts, a comparison
-with naive, seasonal naive and exponential smoothing on the test rows. Reads a run folder, a
-checkpoint folder or a learner.pt file; open only those you trust: they name the oracle, which is run. Config keys can be
-changed (for example --evaluation.num_samples 10000).
+with naive, seasonal naive and exponential smoothing on the test rows. Reads a run folder, a checkpoint folder, a learner.pt
+file or an exported sampler; open only those you trust: they name the oracle, which is run. Config keys can be changed (for
+example --evaluation.num_samples 10000).
 """
 
 import argparse
@@ -26,17 +26,15 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m distributed.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "path", type=Path, metavar="RUN_OR_CHECKPOINT", help="run folder, checkpoint folder or learner.pt"
+        "path",
+        type=Path,
+        metavar="RUN_OR_CHECKPOINT",
+        help="run folder, checkpoint folder, learner.pt or exported sampler",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     options, overrides = cli.parse_with_overrides(parser, arguments)
     configure_logging()
-    evaluator, weights = open_sampler(options.path, overrides)
-    try:
-        metrics = judge(evaluator, weights).metrics
-    finally:
-        evaluator.oracle.close()
-    figures = metrics | {"num_learner_steps": weights.step, "seed": evaluator.config.run.seed}
+    figures = evaluate(*read_sampler(options.path, overrides))
     if options.json:
         print(to_json(figures))
     else:
@@ -44,18 +42,41 @@ def main(arguments: list[str] | None = None) -> int:
     return cli.EXIT_DONE
 
 
+def evaluate(config: ExperimentConfig, weights: EvaluationWeights) -> dict[str, float]:
+    """All figures of a trained sampler, with its step and seed; raises ConfigError."""
+    evaluator = open_evaluator(config, weights)
+    try:
+        metrics = judge(evaluator, weights).metrics
+    finally:
+        evaluator.oracle.close()
+    return metrics | {"num_learner_steps": weights.step, "seed": config.run.seed}
+
+
 def open_sampler(path: Path, overrides: list[tuple[str, str]]) -> tuple[AnyEvaluator, EvaluationWeights]:
     """Evaluator and weights of a trained sampler; raises ConfigError for whatever cannot be read or does not fit."""
+    config, weights = read_sampler(path, overrides)
+    return open_evaluator(config, weights), weights
+
+
+def read_sampler(path: Path, overrides: list[tuple[str, str]]) -> tuple[ExperimentConfig, EvaluationWeights]:
+    """Configuration, changed by `overrides`, and weights of a trained sampler; raises ConfigError."""
     try:
         config, weights = load_sampler(path)
-        config = override(config, overrides)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+    return override(config, overrides), weights
+
+
+def open_evaluator(config: ExperimentConfig, weights: EvaluationWeights) -> AnyEvaluator:
+    """The evaluator of a configuration, with the weights to judge; raises ConfigError for what does not fit or cannot be had."""
+    try:
         check_memory(config, training=False)
         environment = make_environment(config)
         evaluator = make_evaluator(config, environment, make_oracle(config, environment))
         evaluator.load(weights)
-    except (CheckpointError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(str(error)) from error
-    return evaluator, weights
+    return evaluator
 
 
 def override(config: ExperimentConfig, overrides: list[tuple[str, str]]) -> ExperimentConfig:

@@ -3,6 +3,7 @@
 import logging
 import os
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,13 @@ def derive_seed(seed: int, role: str, index: int = 0, incarnation: int = 0) -> i
     """A seed that differs between roles, actors of a role, and restarts of an actor, and is reproducible."""
     sequence = np.random.SeedSequence([seed, zlib.crc32(role.encode()), index, incarnation])
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+
+
+def actor_seeds(config: ExperimentConfig, rollouts: Iterable[tuple[int, int]]) -> dict[str, int]:
+    """The seed of learner, buffer, and each rollout actor (index, incarnation), by name."""
+    seed = config.run.seed
+    fixed = {role: derive_seed(seed, role) for role in ("learner", "replay")}
+    return fixed | {f"rollout-{index}.{count}": derive_seed(seed, "rollout", index, count) for index, count in rollouts}
 
 
 def make_environment(config: ExperimentConfig) -> SequenceEnvironment:

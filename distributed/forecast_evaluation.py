@@ -3,8 +3,9 @@
 Shapes: O origins, S paths, P positions, N rows, M targets, H horizon.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,13 +30,20 @@ CHUNK = 16_384
 
 
 class Forecast(NamedTuple):
-    """Sampled futures after one row."""
+    """Sampled futures after one row of a series, on the scale of the user's file."""
 
-    origin: int
+    targets: tuple[str, ...]
+    """M columns."""
+    times: Sequence[Any]
+    """H dates or numbers."""
     paths: np.ndarray
-    """float64 [S, H, M]: on the scale of the user's file."""
+    """float64 [S, H, M]."""
     actual: np.ndarray
     """float64 [H, M]; NaN where the future is not known yet."""
+    past_times: Sequence[Any]
+    """W dates or numbers: the window that is continued."""
+    past: np.ndarray
+    """float64 [W, M]."""
 
 
 class ForecastEvaluator:
@@ -81,19 +89,28 @@ class ForecastEvaluator:
     def forecast(self, weights: EvaluationWeights, origin: int, count: int, *, seed: int, noise: bool) -> Forecast:
         """`count` futures after row `origin`, which may be the last one."""
         windows = self.task.windows(np.array([origin]))
-        paths = self.paths(weights, windows, count, seed=seed, noise=noise)
-        shape = (self.data.horizon, len(self.task.targets))
-        actual = self.task.original(windows.actual).reshape(shape)
-        return Forecast(origin, paths[0].reshape(-1, *shape), actual)
+        return self._forecast(windows, self.paths(weights, windows, count, seed=seed, noise=noise))
+
+    def _forecast(self, windows: Windows, paths: np.ndarray) -> Forecast:
+        """Of the last window, of whose `paths` [O, S, P] the last belong to it."""
+        origin, horizon = int(windows.origins[-1]), self.data.horizon
+        known = slice(origin + 1 - self.data.window, origin + 1)
+        shape = (horizon, len(self.task.targets))
+        return Forecast(
+            targets=self.data.target_names,
+            times=self.task.series.next_times(origin, horizon),
+            paths=paths[-1].reshape(-1, *shape),
+            actual=self.task.original(windows.actual[-1]).reshape(shape),
+            past_times=self.task.series.times[known],
+            past=self._history[known],
+        )
 
     def sample_metrics(self, weights: EvaluationWeights) -> tuple[dict[str, float], None]:
         """Figures on the test rows beside the baselines', and on the validation rows."""
         metrics = self._validation(weights, MAX_ORIGINS)
         windows = self.task.split("test", MAX_ORIGINS)
         paths = self.paths(weights, windows, self.generator.num_paths, seed=self._seed("test"))
-        shape = (self.data.horizon, len(self.task.targets))
-        last = self.task.original(windows.actual[-1]).reshape(shape)
-        self._shown = Forecast(int(windows.origins[-1]), paths[-1].reshape(-1, *shape), last)
+        self._shown = self._forecast(windows, paths)
         metrics |= self.figures(paths, windows)
         for name, baseline in self._baselines(windows).items():
             metrics |= {f"{key}_{name}": value for key, value in self.figures(baseline, windows).items()}
@@ -133,15 +150,6 @@ class ForecastEvaluator:
     def draw_plots(self, folder: Path, law: ExactLaw | None) -> None:
         """The forecast at the last test origin, beside what came; raises OSError."""
         if self._shown is not None:
-            self.fan_chart(self._shown, folder / "forecast.png")
+            from distributed import plots
 
-    def fan_chart(self, forecast: Forecast, path: Path) -> None:
-        """One panel a target: the window, the intervals, some paths, and what came if it is known; raises OSError."""
-        from distributed import plots
-
-        begin, times = max(0, forecast.origin + 1 - self.data.window), self.task.series
-        plots.fan_chart(
-            times.times[begin : forecast.origin + 1], self._history[begin : forecast.origin + 1],
-            times.next_times(forecast.origin, self.data.horizon), forecast.paths, forecast.actual,
-            self.data.target_names, path,
-        )  # fmt: skip
+            plots.fan_chart(self._shown, folder / "forecast.png")

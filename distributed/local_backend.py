@@ -10,10 +10,11 @@ from actors.replay_buffer import Draw, ReplayBuffer
 from actors.rollout import RolloutWorker
 from actors.trajectories import TrajectoryBatch, mix
 from distributed.backend import Accounting, RunFailed, StepResult
-from distributed.checkpoints import BUFFER_FILE, STATE_FILE, load_state, restore_learner, save_learner
+from distributed.checkpoints import BUFFER_FILE, STATE_FILE, load_state, restore_learner, save_learner, start_from
 from distributed.config import ExperimentConfig
 from distributed.experiment import (
     Learner,
+    actor_seeds,
     make_learner,
     make_replay_buffer,
     make_rollout_worker,
@@ -41,6 +42,7 @@ class SerialBackend:
     def start(self, checkpoint: Path | None) -> None:
         """Restore everything, generators of random numbers included, or prefill the offline data."""
         if checkpoint is None:
+            start_from(self.learner, self.config)
             offline = offline_sequences(self.config, self.worker.environment, self.worker.oracle)
             if offline is not None:
                 batch, report = self.worker.rollout_offline(*offline)
@@ -100,6 +102,10 @@ class SerialBackend:
     def statistics(self) -> dict[str, float]:
         """State of the replay buffer."""
         return self.buffer.statistics()
+
+    def seeds(self) -> dict[str, int]:
+        """Of learner, buffer and the one worker."""
+        return actor_seeds(self.config, [(0, 0)])
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write learner and buffer; returns counters and the worker's generator."""

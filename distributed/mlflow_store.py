@@ -1,19 +1,24 @@
 """An MLflow store: what the tracker of a run, a sweep and the comparison of runs ask of it."""
 
+import importlib
 import logging
 import math
 import os
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from distributed.config import ConfigError, ExperimentConfig, without_credentials
+from distributed.config import ConfigError, ExperimentConfig
+from distributed.config_keys import without_credentials
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -24,6 +29,16 @@ PARENT_TAG = "mlflow.parentRunId"
 ENDED_TAG = "ended"
 """Tag with the run's own word for how it ended, which tells a trial that was stopped early from one that is done."""
 MLFLOW_STATUS = {"done": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+MODEL_NAME = "sampler"
+MODEL_PACKAGES = ("learner", "actors", "distributed")
+"""Our code, which goes with a model."""
+MODEL_REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pydantic", "pyyaml", "safetensors", "rich", "matplotlib",
+                      "pyjaspar", "statsmodels")  # fmt: skip
+"""What that code needs to sample."""
+SEQUENCES = {"n": "long", "seed?": "long"}, {"sequence": "string", "score": "float", "log_policy": "float"}
+PATHS = SEQUENCES[0] | {"origin?": "string"}, {"time": "string", "target": "string", "path": "long", "value": "double"}
+MODEL_COLUMNS = {"gflownet": SEQUENCES, "drakes": SEQUENCES, "forecast": PATHS}
+"""Columns that the model of a generator takes and gives, and their types; ?: need not be there."""
 FINAL = "final_"
 """Prefix of the figures that a run logs at its end."""
 Curve = tuple[np.ndarray, np.ndarray]
@@ -123,6 +138,7 @@ def connect_client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
@@ -152,3 +168,44 @@ def end_run(client: Any, run_id: str | None, ended: str) -> None:
     """Set how a run ended (a key of `MLFLOW_STATUS`)."""
     client.set_tag(run_id, ENDED_TAG, ended)
     client.set_terminated(run_id, MLFLOW_STATUS[ended])
+
+
+def log_sampler(client: Any, experiment: str, run_id: str | None, exported: Path, generator: str) -> None:
+    """Log an exported sampler as the pyfunc model `sampler` of a run, with our code, so that MLflow can sample anywhere.
+
+    MLflow's own `log_model` logs to the active run of a process, of which a sweep's or a notebook's may have another.
+    """
+    import mlflow.pyfunc
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.models import Model, ModelSignature
+
+    asked, given = MODEL_COLUMNS[generator]
+    packages = [Path(importlib.import_module(name).__file__ or "").parent for name in MODEL_PACKAGES]
+    logged = client.create_logged_model(experiment, name=MODEL_NAME, source_run_id=run_id)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", ".*input example was not provided"
+        )  # MLflow would ask the oracle for its scores
+        mlflow.pyfunc.save_model(
+            f"{folder}/model",
+            python_model=str(Path(__file__).with_name("mlflow_model.py")),
+            artifacts={MODEL_NAME: str(exported)},
+            code_paths=[str(package) for package in packages],
+            signature=ModelSignature(_schema(asked), _schema(given)),
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in MODEL_REQUIREMENTS],
+            mlflow_model=Model(
+                artifact_path=logged.artifact_location,
+                run_id=run_id,
+                model_id=logged.model_id,
+                model_uuid=logged.model_id,
+            ),
+        )
+        client.log_model_artifacts(logged.model_id, f"{folder}/model")
+    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+
+
+def _schema(columns: Mapping[str, str]) -> Any:
+    from mlflow.types import ColSpec, Schema
+
+    return Schema([ColSpec(kind, name.rstrip("?"), required="?" not in name) for name, kind in columns.items()])

@@ -1,16 +1,25 @@
 """Plots of a run, as PNG files."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import Affine2D
 
 from distributed.comparison import Summary
 from distributed.evaluation import ExactLaw
+from distributed.forecast_evaluation import Forecast
 
+LETTER_COLOURS = {"A": "tab:green", "C": "tab:blue", "G": "orange", "T": "tab:red", "U": "tab:red"}
+NUM_BEST, MAX_PAIRED = 100, 512
+"""Samples whose pairwise distances are shown."""
 CURVES = {
     "loss": "balance loss",
     "dynamics_ce": "dynamics cross-entropy [nats]",
@@ -115,29 +124,69 @@ def kmer_scatter(kmers: tuple[np.ndarray, np.ndarray], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def mode_logo(tokens: np.ndarray, alphabet: str, path: Path) -> None:
-    """Sequence logo (information content in bits) of modes `tokens` int [m, T]; end tokens are left out."""
-    import logomaker
-    import pandas
-
-    counts = np.stack([(tokens == index).sum(0) for index in range(len(alphabet))], 1).astype(float)
-    table = pandas.DataFrame(counts, columns=list(alphabet), index=range(1, len(counts) + 1))
-    bits = logomaker.transform_matrix(table, from_type="counts", to_type="information")
-    figure = Figure(figsize=(max(4, 0.45 * tokens.shape[1] + 1), 2.4), layout="constrained")
-    axes = figure.add_subplot()
-    logomaker.Logo(bits, ax=axes, color_scheme="classic" if alphabet == "ACGT" else None)
-    axes.set(xlabel="position", ylabel="bits", ylim=(0, np.log2(len(alphabet))), title=f"{len(tokens)} modes")
+def logos(groups: Mapping[str, np.ndarray], alphabet: str, path: Path) -> None:
+    """Sequence logos (information content in bits) of groups int [m, T], by title; end tokens are left out."""
+    length = next(iter(groups.values())).shape[1]
+    width = max(4, 0.45 * length + 1)
+    num_columns = 2 if width < 7 and len(groups) > 1 else 1
+    shape = (-(-len(groups) // num_columns), num_columns)
+    figure = Figure(figsize=(width * shape[1], 2.4 * shape[0]), layout="constrained")
+    panels = figure.subplots(*shape, squeeze=False).ravel()
+    for axes in panels[len(groups) :]:
+        axes.set_axis_off()
+    for axes, (title, tokens) in zip(panels, groups.items(), strict=False):
+        _draw_logo(axes, information(tokens, len(alphabet)), alphabet)
+        axes.set(xlabel="position", ylabel="bits", xlim=(0.4, length + 0.6), ylim=(0, np.log2(len(alphabet))))
+        axes.set_title(f"{title} ({len(tokens)})", fontsize=10)
     figure.savefig(path, dpi=110)
 
 
-def fan_chart(
-    past_times: Sequence[Any], past: np.ndarray, times: Sequence[Any], paths: np.ndarray, actual: np.ndarray,
-    names: Sequence[str], path: Path,
-) -> None:  # fmt: skip
-    """Past values [n, M], the 50% and 90% intervals of `paths` [S, H, M], ten of them, and `actual` [H, M] where not NaN."""
-    figure = Figure(figsize=(9, 3.4 * len(names)), layout="constrained")
-    for column, axes in enumerate(figure.subplots(len(names), 1, squeeze=False)[:, 0]):
-        axes.plot(past_times, past[:, column], color="black", lw=1.2, label="known")
+def information(tokens: np.ndarray, num_letters: int) -> np.ndarray:
+    """float64 [T, A]: share of each letter × information at its place [bits], of `tokens` int [m, T] and one count more each."""
+    counts = np.stack([(tokens == letter).sum(0) for letter in range(num_letters)], 1) + 1.0
+    shares = counts / counts.sum(1, keepdims=True)
+    return shares * (shares * np.log2(shares * num_letters)).sum(1, keepdims=True)
+
+
+def _draw_logo(axes: Axes, bits: np.ndarray, alphabet: str) -> None:
+    glyphs = {letter: TextPath((0, 0), letter, prop=FontProperties(weight="bold")) for letter in alphabet}
+    boxes = {letter: glyph.get_extents() for letter, glyph in glyphs.items()}
+    colours = {letter: LETTER_COLOURS.get(letter, f"C{number}") for number, letter in enumerate(alphabet)}
+    drawn = []
+    for place, heights in enumerate(bits, 1):
+        bottom = 0.0
+        for letter, height in sorted(zip(alphabet, heights, strict=True), key=lambda pair: pair[1]):
+            box = boxes[letter]
+            stretch = Affine2D().translate(-box.x0, -box.y0).scale(0.9 / box.width, height / box.height)
+            drawn.append((stretch.translate(place - 0.45, bottom).transform_path(glyphs[letter]), colours[letter]))
+            bottom += height
+    letters = PathCollection([path for path, _ in drawn], facecolors=[colour for _, colour in drawn], linewidths=0)
+    letters.set_in_layout(False)  # their extents need not be known to arrange the panels, and take long
+    axes.add_collection(letters, autolim=False)
+
+
+def distances(tokens: np.ndarray, scores: np.ndarray, path: Path) -> None:
+    """Shares of pairs, of samples `tokens` int [n, T] (of many, the first) and of the best by `scores` [n], at each distance."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    best = tokens[np.argsort(-scores, kind="stable")[:NUM_BEST]]
+    for rows, label in ((tokens[:MAX_PAIRED], "samples"), (best, f"best {len(best)}")):
+        found = np.zeros(tokens.shape[1] + 1)
+        for number, row in enumerate(rows):  # all pairs at once would not fit where sequences are long
+            found += np.bincount((rows[number + 1 :] != row).sum(1), minlength=len(found))
+        axes.plot(found / max(1, found.sum()), marker="o", ms=3, label=label)
+    axes.set(xlabel="letters in which a pair differs (Hamming distance)", ylabel="share of pairs")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def fan_chart(forecast: Forecast, path: Path) -> None:
+    """One panel a target: the window, the 50% and 90% intervals, ten paths, and what came if it is known."""
+    times, paths, actual = forecast.times, forecast.paths, forecast.actual
+    figure = Figure(figsize=(9, 3.4 * len(forecast.targets)), layout="constrained")
+    for column, axes in enumerate(figure.subplots(len(forecast.targets), 1, squeeze=False)[:, 0]):
+        axes.plot(forecast.past_times, forecast.past[:, column], color="black", lw=1.2, label="known")
         low, lower, middle, upper, high = np.quantile(paths[..., column], [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
         axes.fill_between(times, low, high, color="tab:blue", alpha=0.2, lw=0, label="90%")
         axes.fill_between(times, lower, upper, color="tab:blue", alpha=0.35, lw=0, label="50%")
@@ -145,7 +194,7 @@ def fan_chart(
         axes.plot(times, middle, color="tab:blue", lw=1.6, label="median")
         if not np.isnan(actual[:, column]).all():
             axes.plot(times, actual[:, column], color="tab:red", lw=1.4, label="what came")
-        axes.set(title=names[column])
+        axes.set(title=forecast.targets[column])
         axes.legend(fontsize=8, loc="upper left")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -90,14 +91,15 @@ def configure_logging(verbose: bool = False) -> None:
 
 
 class ProgressLine:
-    """A bar with the newest figures; on anything but a terminal, a line every few seconds."""
+    """A bar with the newest figures; on anything but a terminal, or unless it `draws`, a line every few seconds."""
 
-    def __init__(self, total_steps: int):
+    def __init__(self, total_steps: int, *, draws: bool = True):
+        self._draws = draws and stderr.is_terminal
         self._figures: dict[str, float] = {}
         self._last_line = time.monotonic()
         self._bar = Progress(
             SpinnerColumn(), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(), console=stderr, refresh_per_second=4, disable=not stderr.is_terminal,
+            TimeRemainingColumn(), console=stderr, refresh_per_second=4, disable=not self._draws,
         )  # fmt: skip
         self._task = self._bar.add_task("training", total=total_steps, figures="starting the actors")
 
@@ -113,7 +115,7 @@ class ProgressLine:
         self._figures |= figures
         shown = " · ".join(form.format(self._figures[name]) for name, form in SHOWN if name in self._figures)
         self._bar.update(self._task, completed=step, figures=shown)
-        if not stderr.is_terminal and time.monotonic() - self._last_line > LINE_SECONDS:
+        if not self._draws and time.monotonic() - self._last_line > LINE_SECONDS:
             self._last_line = time.monotonic()
             logger.info("step %d · %s", step, shown)
 
@@ -131,12 +133,13 @@ BASELINES = ("naive", "seasonal_naive", "ets")
 FORECAST_FIGURES = ("mae", "rmse", "mase", "crps", "coverage_90")
 
 
-def comparison_table(metrics: Mapping[str, Any]) -> tuple[Table, str]:
-    """A forecasting model beside the baselines, and in words whether it is worth having."""
-    table = Table("test rows", *FORECAST_FIGURES, title="rolling origin")
+def compare_forecasts(metrics: Mapping[str, Any]) -> tuple[tuple[str, ...], list[list[str]], str]:
+    """Header and rows of a table of a forecasting model beside the baselines, and in words whether it is worth having."""
     scores = {name: metrics[f"crps_{name}"] for name in BASELINES if metrics.get(f"crps_{name}") is not None}
-    for name, suffix in (("model", ""), *((name, f"_{name}") for name in scores)):
-        table.add_row(name, *(f"{metrics[key + suffix]:.4g}" for key in FORECAST_FIGURES))
+    rows = [
+        [name, *(f"{metrics[key + suffix]:.4g}" for key in FORECAST_FIGURES)]
+        for name, suffix in (("model", ""), *((name, f"_{name}") for name in scores))
+    ]
     ours, theirs = metrics["crps"], scores["seasonal_naive"]
     verdict = f"CRPS {1 - ours / theirs:.1%} below seasonal naive"
     if ours >= theirs:
@@ -144,7 +147,7 @@ def comparison_table(metrics: Mapping[str, Any]) -> tuple[Table, str]:
     best = min(scores, key=lambda name: scores[name])
     if scores[best] < ours and best != "seasonal_naive":
         verdict += f"; {best} is better still: {scores[best]:.4g}"
-    return table, verdict
+    return ("test rows", *FORECAST_FIGURES), rows, verdict
 
 
 def print_summary(summary: dict[str, Any], title: str, folder: str | None = None) -> None:
@@ -152,11 +155,14 @@ def print_summary(summary: dict[str, Any], title: str, folder: str | None = None
     table = Table(title=title, show_header=False)
     for name, label, form in SUMMARY_ROWS:
         if summary.get(name) is not None:
-            table.add_row(label, form.format(summary[name]), name)
+            table.add_row(escape(label), form.format(summary[name]), name)
     console = Console()
     console.print(table)
     if summary.get("crps") is not None:
-        comparison, verdict = comparison_table(summary)
+        header, rows, verdict = compare_forecasts(summary)
+        comparison = Table(*header, title="rolling origin")
+        for row in rows:
+            comparison.add_row(*row)
         console.print(comparison)
         console.print(verdict, soft_wrap=True)
     if folder is not None:

@@ -13,7 +13,7 @@ import torch
 from actors.replay_buffer import Draw
 from actors.rollout import RolloutReport
 from actors.trajectories import TrajectoryBatch, concatenate
-from distributed.checkpoints import BUFFER_FILE, restore_learner, save_learner
+from distributed.checkpoints import BUFFER_FILE, restore_learner, save_learner, start_from
 from distributed.config import ExperimentConfig
 from distributed.experiment import make_learner, make_replay_buffer, make_rollout_worker
 from distributed.local_backend import OFFLINE_STEPS, learn
@@ -111,6 +111,8 @@ class LearnerActor:
         self._config, self._learner = config, make_learner(config)
         if checkpoint is not None:
             restore_learner(self._learner, checkpoint)
+        else:
+            start_from(self._learner, config)
         self._busy_seconds, self._started = 0.0, time.perf_counter()
 
     def ready(self) -> int:

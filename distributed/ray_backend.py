@@ -20,7 +20,13 @@ from actors.trajectories import OFFLINE_VERSION
 from distributed.backend import Accounting, RunFailed, StepResult
 from distributed.checkpoints import STATE_FILE, CheckpointStore, load_state
 from distributed.config import ExperimentConfig
-from distributed.experiment import make_environment, make_oracle, num_dynamics_trajectories, offline_sequences
+from distributed.experiment import (
+    actor_seeds,
+    make_environment,
+    make_oracle,
+    num_dynamics_trajectories,
+    offline_sequences,
+)
 from distributed.ray_actors import RemoteLearnerActor, RemoteReplayBufferActor
 from distributed.ray_calls import Calls, FreshBatch, Pending, Slot
 from distributed.ray_faults import INFRASTRUCTURE, cause, count_death, last_line, raise_if_fault, reason
@@ -326,6 +332,10 @@ class RayBackend:
         statistics = self._ask(lambda: self._buffer.handle.statistics.remote())
         self._cpu[self._buffer.source] = statistics.pop("buffer_cpu_seconds")
         return statistics
+
+    def seeds(self) -> dict[str, int]:
+        """Of learner, buffer and all rollout actors."""
+        return actor_seeds(self.config, self._pool.made)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Have learner and buffer write themselves; raises OSError if they cannot, or died meanwhile."""

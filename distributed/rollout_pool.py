@@ -33,6 +33,8 @@ class RolloutPool:
         self._calls, self._accounting = calls, accounting
         self._weights: Any = None
         self._first, self._next_index, self._looked, self._num_given_up = 0, 0, 0.0, 0
+        self.made: list[tuple[int, int]] = []
+        """Index and incarnation of every actor there was."""
         self.is_auto = config.actors.num_rollout_actors == "auto"
 
     def start(self, first_incarnation: int) -> None:
@@ -150,6 +152,7 @@ class RolloutPool:
             self._next_index += 1
 
     def _make(self, index: int, incarnation: int) -> Any:
+        self.made.append((index, incarnation))
         resources = rollout_resources(self.config.actors)
         options = RemoteRolloutActor.options(
             num_cpus=resources.pop("CPU"),

@@ -6,6 +6,7 @@ Resume only runs you trust: their config names the oracle, and a function is imp
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from actors.oracles.base import OracleDataError
 from actors.replay_buffer import SavedBufferError
 from distributed import cli
 from distributed.backend import Backend
-from distributed.checkpoints import BUFFER_FILE, load_state, restore_learner
-from distributed.config import DEFAULT_CONFIG, ConfigError, ExperimentConfig, load_config
+from distributed.checkpoints import BUFFER_FILE, load_state, restore_learner, start_from
+from distributed.config import DEFAULT_CONFIG, ConfigError, ConfigSource, ExperimentConfig, parse_values, resolve_config
 from distributed.experiment import (
     check_memory,
     make_environment,
@@ -46,24 +47,35 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
     options, overrides = cli.parse_with_overrides(parser, arguments)
     configure_logging()
+    folder, checkpoint, state = None, None, None
     if options.resume is not None:
         if options.config is not None:
             raise ConfigError("--resume takes the config of the run; give no config file beside it")
-        folder = RunFolder.open(options.resume)
-        config = folder.load_config(overrides)
-        if config.run.backend != folder.load_config([]).run.backend:
-            raise ConfigError("run.backend: a run is continued on the backend that it was started on")
-        checkpoint, state = newest_readable(folder, config)
+        config, folder, checkpoint, state = to_resume(options.resume, parse_values(overrides))
     else:
-        file = options.config or DEFAULT_CONFIG
-        config = load_config(file, overrides)
-        if config.run.name is None:
-            config = config.model_copy(update={"run": config.run.model_copy(update={"name": default_name(file)})})
-        folder, checkpoint, state = None, None, None
+        config = named_config(options.config, parse_values(overrides))
     if options.print_config:
         print(config.to_yaml(), end="")
         return cli.EXIT_DONE
     return train(config, folder, checkpoint, state)
+
+
+def named_config(source: ConfigSource, changes: Mapping[str, Any]) -> ExperimentConfig:
+    """The configuration of a new run, changed by `changes` (dotted key -> value), with a name; raises ConfigError."""
+    config = resolve_config(source, changes)
+    if config.run.name is not None:
+        return config
+    name = default_name(source if isinstance(source, Path) else DEFAULT_CONFIG if source is None else Path("run"))
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+
+
+def to_resume(path: Path, changes: Mapping[str, Any]) -> tuple[ExperimentConfig, RunFolder, Path, dict[str, Any]]:
+    """Configuration, changed by `changes`, folder, checkpoint and its state, of a run to go on with; raises ConfigError."""
+    folder = RunFolder.open(path)
+    config = resolve_config(folder.config_file, changes)
+    if config.run.backend != folder.load_config([]).run.backend:
+        raise ConfigError("run.backend: a run is continued on the backend that it was started on")
+    return (config, folder, *newest_readable(folder, config))
 
 
 def train(
@@ -106,6 +118,8 @@ def prepare(config: ExperimentConfig, environment: SequenceEnvironment, *, resum
         check_memory(config, training=True)
         if config.run.backend == "serial":
             resolve_device(config.learner.device)
+        if not resumed and config.run.start_from is not None:
+            start_from(make_learner(config, device="cpu"), config)
         oracle = make_oracle(config, environment)
         if not resumed:  # a checkpoint holds the offline data
             offline_sequences(config, environment, oracle)

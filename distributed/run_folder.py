@@ -1,4 +1,4 @@
-"""The folder of a run: resolved config, metrics, checkpoints, plots, summary."""
+"""The folder of a run: resolved config, metrics, checkpoints, plots, summary, report."""
 
 import errno
 import fcntl
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from distributed.checkpoints import CheckpointStore
-from distributed.config import ConfigError, ExperimentConfig, load_config, read_limited
+from distributed.config import ConfigError, ExperimentConfig, load_config
+from distributed.yaml_text import read_limited
 
 MAX_SUMMARY_BYTES = 1_000_000
 
@@ -30,6 +31,7 @@ class RunFolder:
         self.path = path
         self.config_file, self.metrics_file = path / "config.yaml", path / "metrics.jsonl"
         self.summary_file, self.plots = path / "summary.json", path / "plots"
+        self.modes_file, self.report_file = path / "modes.csv", path / "report.html"
         self.checkpoints = CheckpointStore(path / "checkpoints")
 
     @classmethod
@@ -48,7 +50,8 @@ class RunFolder:
         """Whether this folder holds what a run that could not start leaves, and nothing else."""
         if self.path.is_symlink() or not (self.config_file.is_file() and self.plots.is_dir()):
             return False
-        own = {self.path / "lock", self.config_file, self.summary_file, self.plots, self.checkpoints.folder}
+        own = {self.path / "lock", self.config_file, self.summary_file, self.report_file, self.plots}
+        own.add(self.checkpoints.folder)
         return set(self.path.rglob("*")) <= own
 
     @classmethod

@@ -2,9 +2,10 @@
 
 Sequences come with their score by the run's oracle, and with the log-probability of the policy's intentions. They are
 drawn with the noise the environment has, or with --no-noise as the policy intends them (if noise trained the policy to
-correct for it, that is another law than the trained one). Of forecasts, N paths are drawn after the last row of the data, or
-after --origin: a CSV with their quantiles and all paths, and a fan chart beside it (--out, default forecast.csv). Open only
-checkpoints you trust: they name the oracle, which is run.
+correct for it, that is another law than the trained one). With --select many are drawn, those outside the limits are dropped,
+and of the others, each once, the best or a diverse set is kept. Of forecasts, N paths are drawn after the last row of the
+data, or after --origin: a CSV with their quantiles and all paths, and a fan chart beside it (--out, default forecast.csv).
+Open only checkpoints you trust: they name the oracle, which is run.
 """
 
 import argparse
@@ -13,42 +14,37 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO, TypeVar
 
 import numpy as np
 
-from actors.series import SeriesError
-from actors.trajectories import TrajectoryBatch, concatenate
 from distributed import cli
-from distributed.config import ConfigError, validate_section
-from distributed.design_evaluation import DesignEvaluator
-from distributed.evaluate import open_sampler
-from distributed.evaluation import Evaluator
-from distributed.experiment import derive_seed
-from distributed.forecast_evaluation import ForecastEvaluator
+from distributed.config import ConfigError, ExperimentConfig
+from distributed.config_keys import validate_section
+from distributed.evaluate import read_sampler
+from distributed.forecasts import DrawForecastConfig, draw_forecast
+from distributed.forecasts import write_csv as write_forecast_csv
 from distributed.progress import configure_logging
-from learner.drakes.filters import FilterConfig
-from learner.drakes.sampling import parse_template
+from distributed.sampling import SampleConfig, Samples, sample
 from learner.gflownet import EvaluationWeights
 
-SequenceEvaluator = Evaluator | DesignEvaluator
-QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
-CHUNK = 4096
-"""Sequences drawn at once."""
+Wanted = TypeVar("Wanted", SampleConfig, DrawForecastConfig)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m distributed.sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "path", type=Path, metavar="RUN_OR_CHECKPOINT", help="run folder, checkpoint folder or learner.pt"
+        "path",
+        type=Path,
+        metavar="RUN_OR_CHECKPOINT",
+        help="run folder, checkpoint folder, learner.pt or exported sampler",
     )
-    parser.add_argument("-n", "--number", type=int, default=100, help="sequences to draw (default 100)")
-    parser.add_argument("--format", choices=("fasta", "csv"), default="fasta", help="output format (default fasta)")
+    parser.add_argument("-n", "--number", dest="n", type=int, help="sequences wanted (default 100)")
+    parser.add_argument("--format", choices=("fasta", "csv"), help="output format (default fasta; of forecasts csv)")
     parser.add_argument("--out", type=Path, help="output file (default: standard output)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default 0)")
+    parser.add_argument("--seed", type=int, help="seed of the draw (default 0)")
     parser.add_argument(
         "--noise", action=argparse.BooleanOptionalAction, default=True, help="draw with the environment's noise"
     )
@@ -60,50 +56,59 @@ def main(arguments: list[str] | None = None) -> int:
         ("top-p", float, "draw only from the likeliest letters that reach this mass"),
     ):
         parser.add_argument(f"--{name}", type=kind, help=f"for drakes: {text}")
-    options, overrides = cli.parse_with_overrides(parser, arguments)
+    chosen = parser.add_argument_group("candidates, each once, chosen among many that are drawn")
+    chosen.add_argument(
+        "--select", choices=("top", "diverse"), help="keep the best, or from the best on the farthest apart"
+    )
+    chosen.add_argument("--from", dest="num_drawn", type=int, metavar="M", help="draw M (default 10 n, at least 2048)")
+    chosen.add_argument("--min-score", type=float, metavar="S", help="drop those that score less")
+    chosen.add_argument(
+        "--gc-min", type=float, metavar="SHARE", help="drop those with a smaller share of G and C (0 to 1)"
+    )
+    chosen.add_argument("--gc-max", type=float, metavar="SHARE", help="drop those with a larger one")
+    chosen.add_argument(
+        "--forbid", nargs="+", type=str.upper, metavar="MOTIF",
+        help="drop those with such a motif (letters of IUPAC) on either strand",
+    )  # fmt: skip
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    options, overrides = cli.parse_with_overrides(_parser(), arguments)
     configure_logging()
-    if options.number < 1 or options.seed < 0:
-        raise ConfigError(f"-n and --seed: got {options.number} and {options.seed}; allowed: n >= 1, seed >= 0")
-    evaluator, weights = open_sampler(options.path, [("evaluation.exact", "never"), *overrides])
-    if isinstance(evaluator, ForecastEvaluator):
-        return write_forecast(evaluator, weights, options)
-    try:
-        how = _how(options, evaluator)
-        samples = draw(evaluator, weights, options.number, seed=options.seed, **how)
-    finally:
-        evaluator.oracle.close()
+    config, weights = read_sampler(options.path, overrides)
+    if config.generator.name == "forecast":
+        return write_forecast(config, weights, options)
+    samples = sample(config, weights, _wanted(SampleConfig, options, config.generator.name))
     with _output(options.out) as stream:
-        WRITERS[options.format](stream, evaluator, samples)
+        WRITERS[options.format or "fasta"](stream, samples)
     return cli.EXIT_DONE
 
 
-def write_forecast(evaluator: ForecastEvaluator, weights: EvaluationWeights, options: argparse.Namespace) -> int:
+def _wanted(model: type[Wanted], options: argparse.Namespace, generator: str) -> Wanted:
+    """The options as a `model`; raises ConfigError for those that are of other generators."""
+    names = {*SampleConfig.model_fields, *DrawForecastConfig.model_fields}
+    given = {name: getattr(options, name) for name in sorted(names) if getattr(options, name) is not None}
+    stray = ", ".join(name for name in given if name not in model.model_fields)
+    if stray:
+        raise ConfigError(f"{stray}: not for generator.name {generator}; allowed: {', '.join(model.model_fields)}")
+    return validate_section(model, "", given)
+
+
+def write_forecast(config: ExperimentConfig, weights: EvaluationWeights, options: argparse.Namespace) -> int:
     """The paths as a CSV and their fan chart; returns the exit code."""
-    if any(getattr(options, name) is not None for name in ("template", "temperature", "top_k", "top_p")):
-        raise ConfigError("--template, --temperature, --top-k and --top-p go with generator.name drakes only")
-    series, path = evaluator.task.series, options.out or Path("forecast.csv")
-    try:
-        origin = len(series) - 1 if options.origin is None else series.row(options.origin)
-        if origin + 1 < evaluator.data.window:
-            raise SeriesError(
-                f"--origin: {options.origin} has fewer than data.window ({evaluator.data.window}) rows up to it"
-            )
-    except SeriesError as error:
-        raise ConfigError(str(error)) from error
-    forecast = evaluator.forecast(weights, origin, options.number, seed=options.seed, noise=options.noise)
-    times, names = series.next_times(origin, evaluator.data.horizon), evaluator.data.target_names
-    levels = {"mean": forecast.paths.mean(0)} | {
-        f"q{100 * level:02.0f}": np.quantile(forecast.paths, level, axis=0) for level in QUANTILES
-    }
+    if options.format == "fasta":
+        raise ConfigError("--format: forecasts are written as csv")
+    forecast = draw_forecast(config, weights, _wanted(DrawForecastConfig, options, config.generator.name))
+    path = options.out or Path("forecast.csv")
     with _output(path) as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["time", "target", *levels, *(f"path_{n}" for n in range(1, options.number + 1))])
-        for step, column in np.ndindex(len(times), len(names)):
-            values = [*(level[step, column] for level in levels.values()), *forecast.paths[:, step, column]]
-            writer.writerow([times[step], names[column], *(f"{value:.8g}" for value in values)])
+        write_forecast_csv(stream, forecast)
+    from distributed import plots  # takes longer to load than sequences take to be drawn
+
     chart = path.with_suffix(".png")
     try:
-        evaluator.fan_chart(forecast, chart)
+        plots.fan_chart(forecast, chart)
     except OSError as error:
         raise ConfigError(f"--out: {chart} cannot be written ({error})") from error
     print(path)
@@ -111,59 +116,24 @@ def write_forecast(evaluator: ForecastEvaluator, weights: EvaluationWeights, opt
     return cli.EXIT_DONE
 
 
-def _how(options: argparse.Namespace, evaluator: SequenceEvaluator) -> dict[str, Any]:
-    """What `samples` of the evaluator takes besides number and seed; raises ConfigError for what does not fit it."""
-    given = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
-    filters = {name: value for name, value in given.items() if value is not None}
-    if options.origin is not None:
-        raise ConfigError("--origin goes with generator.name forecast only")
-    if not isinstance(evaluator, DesignEvaluator):
-        if filters or options.template is not None:
-            raise ConfigError("--template, --temperature, --top-k and --top-p go with generator.name drakes only")
-        return {"noise": options.noise}
-    how: dict[str, Any] = {"filters": validate_section(FilterConfig, "", filters)}
-    if options.template is not None:
-        environment = evaluator.environment.config
-        try:
-            how["template"] = parse_template(options.template.upper(), environment.alphabet, environment.length)
-        except ValueError as error:
-            raise ConfigError(f"--template: {error}") from error
-    return how
-
-
-def draw(
-    evaluator: SequenceEvaluator, weights: EvaluationWeights, count: int, *, seed: int, **how: Any
-) -> TrajectoryBatch:
-    """`count` scored trajectories, drawn in chunks so that memory stays bounded; `how`: see `samples` of the evaluator."""
-    sizes = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
-    return concatenate(
-        [
-            evaluator.samples(weights, size, seed=derive_seed(seed, "sample", index), **how)
-            for index, size in enumerate(sizes)
-        ]
-    )
-
-
-def _rows(evaluator: SequenceEvaluator, samples: TrajectoryBatch) -> Iterator[tuple[str, str, str]]:
+def _rows(samples: Samples) -> Iterator[tuple[str, str, str]]:
     """(sequence, score, log-probability of the intentions); an empty score where the oracle has none."""
-    environment = evaluator.environment
-    sequences = environment.sequences(samples.tokens, environment.lengths(samples.tokens, samples.num_steps))
-    for sequence, score, log_prob in zip(sequences.tolist(), samples.scores, samples.log_behaviour.sum(1), strict=True):
-        yield sequence.decode("ascii"), f"{score:.6g}" if np.isfinite(score) else "", f"{log_prob:.6g}"
+    for sequence, score, log_prob in zip(*samples, strict=True):
+        yield sequence, f"{score:.6g}" if np.isfinite(score) else "", f"{log_prob:.6g}"
 
 
-def write_fasta(stream: TextIO, evaluator: SequenceEvaluator, samples: TrajectoryBatch) -> None:
+def write_fasta(stream: TextIO, samples: Samples) -> None:
     """Records >sample_1 score=… log_policy=…"""
-    for number, (sequence, score, log_prob) in enumerate(_rows(evaluator, samples), 1):
+    for number, (sequence, score, log_prob) in enumerate(_rows(samples), 1):
         known = f" score={score}" if score else ""
         stream.write(f">sample_{number}{known} log_policy={log_prob}\n{sequence}\n")
 
 
-def write_csv(stream: TextIO, evaluator: SequenceEvaluator, samples: TrajectoryBatch) -> None:
+def write_csv(stream: TextIO, samples: Samples) -> None:
     """Columns sequence, score, log_policy."""
     writer = csv.writer(stream)
     writer.writerow(["sequence", "score", "log_policy"])
-    writer.writerows(_rows(evaluator, samples))
+    writer.writerows(_rows(samples))
 
 
 WRITERS = {"fasta": write_fasta, "csv": write_csv}

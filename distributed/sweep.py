@@ -15,15 +15,8 @@ import yaml
 
 from distributed import cli
 from distributed.backend import RunFailed
-from distributed.config import (
-    ConfigError,
-    apply_overrides,
-    describe_fields,
-    read_yaml,
-    validate,
-    validate_section,
-    without_credentials,
-)
+from distributed.config import ConfigError, apply_overrides, read_yaml, validate
+from distributed.config_keys import describe_fields, validate_section, without_credentials
 from distributed.mlflow_store import tracking_uri
 from distributed.progress import configure_logging
 from distributed.run_folder import default_name, making

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from distributed.config import ConfigError, ExperimentConfig, apply_values, read_yaml, validate, validate_section
+from distributed.config import ConfigError, ExperimentConfig, apply_values, read_yaml, validate
+from distributed.config_keys import validate_section
 from distributed.experiment import derive_seed
 from distributed.search_space import Domain, draw_points
 from learner.configs import StrictConfig

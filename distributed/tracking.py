@@ -1,6 +1,7 @@
 """MLflow, in a thread of its own: a store that is slow, or down, never slows or stops training."""
 
 import logging
+import tempfile
 import threading
 import time
 from collections import deque
@@ -9,10 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distributed.config import ExperimentConfig, without_credentials
+from distributed.checkpoints import load_sampler
+from distributed.config import ExperimentConfig
+from distributed.config_keys import without_credentials
+from distributed.exported import write_export
 from distributed.mlflow_store import (
     ENDED_TAG,
     FINAL,
+    MODEL_NAME,
     RUN_KEY_TAG,
     cause_of,
     connect_client,
@@ -20,6 +25,7 @@ from distributed.mlflow_store import (
     experiment_id,
     find_children,
     find_run,
+    log_sampler,
     tracking_uri,
 )
 from distributed.run_folder import finite
@@ -53,8 +59,11 @@ class MlflowTracker:
         self._backlog.append((step, int(time.time() * 1000), metrics))
         self._wake.set()
 
-    def close(self, status: str, artifacts: list[Path], summary: dict[str, Any]) -> None:
-        """Send what is left, the artifacts, the final figures and how the run ended (a key of `MLFLOW_STATUS`).
+    def close(
+        self, status: str, artifacts: list[Path], summary: dict[str, Any], checkpoint: Path | None = None
+    ) -> None:
+        """Send what is left, the artifacts, the final figures, how the run ended (a key of `MLFLOW_STATUS`), and the sampler in
+        `checkpoint` as a model.
 
         Waits for at most `CLOSE_SECONDS`.
         """
@@ -62,6 +71,8 @@ class MlflowTracker:
         self.log(int(summary.get("num_learner_steps", 0)), figures)
         self._last_words = [partial(self._send_artifact, path) for path in artifacts]
         self._last_words.append(lambda client: end_run(client, self.run_id, status))
+        if checkpoint is not None:
+            self._last_words.append(partial(self._send_model, checkpoint, summary))
         self._closing = True
         self._wake.set()
         self._thread.join(CLOSE_SECONDS)
@@ -115,6 +126,17 @@ class MlflowTracker:
 
     def _send_artifact(self, path: Path, client: Any) -> None:
         client.log_artifact(self.run_id, str(path), {".png": "plots", ".pt": "model"}.get(path.suffix))
+
+    def _send_model(self, checkpoint: Path, summary: dict[str, Any], client: Any) -> None:
+        """Once, and after all else: a store that takes no models has everything but the model."""
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                config, weights = load_sampler(checkpoint)
+                exported = write_export(Path(folder) / MODEL_NAME, config, weights, summary)
+                experiment = client.get_run(self.run_id).info.experiment_id
+                log_sampler(client, experiment, self.run_id, exported, config.generator.name)
+        except Exception as error:  # the client raises many types
+            logger.warning("the model was not logged to MLflow (%s); see %s", cause_of(error), checkpoint)
 
     def _send_backlog(self) -> None:
         from mlflow.entities import Metric

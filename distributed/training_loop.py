@@ -18,13 +18,11 @@ from actors.oracles.base import OracleError
 from distributed.backend import Backend, RunFailed, StepResult
 from distributed.checkpoints import LEARNER_FILE
 from distributed.config import ExperimentConfig
-from distributed.evaluation import EvaluatedSamples, ExactLaw
 from distributed.families import AnyEvaluator, judge
 from distributed.progress import ProgressLine
 from distributed.run_folder import RunFolder, finite
 from distributed.tracking import MlflowTracker
 from learner.gflownet import EvaluationWeights
-from learner.metrics import find_modes
 
 logger = logging.getLogger(__name__)
 DONE, STOPPED, INTERRUPTED, FAILED = "done", "stopped", "interrupted", "failed"
@@ -34,13 +32,13 @@ DONE, STOPPED, INTERRUPTED, FAILED = "done", "stopped", "interrupted", "failed"
 class StopSignal:
     """Turns Ctrl-C and SIGTERM into a request that the loop honours between two steps; a second Ctrl-C stops at once."""
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, *, listens: bool = True) -> None:
+        self.requested, self._listens = False, listens
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is not threading.main_thread():
-            return self  # a trial of a sweep; see `Hooks.stop_reason`
+        if not self._listens or threading.current_thread() is not threading.main_thread():
+            return self  # a notebook, or a trial of a sweep; see `Hooks`
         self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         self.listen()
         return self
@@ -63,8 +61,10 @@ class StopSignal:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What a sweep adds to a run."""
+    """What a sweep, or a program that calls the API, adds to a run."""
 
+    interactive: bool = True
+    """Whether Ctrl-C and SIGTERM end the run after the step under way, and a terminal shows a progress bar."""
     run_key: str | None = None
     """Key by which MLflow's run is found again; None: a new one, kept in the checkpoints."""
     tags: dict[str, str] = field(default_factory=dict)
@@ -99,6 +99,8 @@ class TrainingLoop:
         self._last_save = time.monotonic()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
         self._evaluation: Future[tuple[int, dict[str, float]]] | None = None
+        self._met: str | None = None
+        self._reason: str | None = None
 
     def run(self, checkpoint: Path | None, state: dict[str, Any] | None) -> dict[str, Any]:
         """Train, from `checkpoint` and its `state` if given; returns the summary, whose `status` says how it ended."""
@@ -110,7 +112,7 @@ class TrainingLoop:
             self._tracker = MlflowTracker(self.config, run_key=self._run_key, tags=self.hooks.tags)
         status, error = FAILED, None
         try:
-            with StopSignal() as stop, ProgressLine(self.config.run.num_learner_steps) as progress:
+            with self._signals() as stop, self._progress() as progress:
                 try:
                     self._train(checkpoint, stop, progress)
                     status = self._stop_reason(stop) or DONE
@@ -127,6 +129,12 @@ class TrainingLoop:
             if self._tracker is not None:  # left in a hurry, or never begun
                 self._tracker.close(status, [], {})
 
+    def _signals(self) -> StopSignal:
+        return StopSignal(listens=self.hooks.interactive)
+
+    def _progress(self) -> ProgressLine:
+        return ProgressLine(self.config.run.num_learner_steps, draws=self.hooks.interactive)
+
     def _train(self, checkpoint: Path | None, stop: StopSignal, progress: ProgressLine) -> None:
         self.backend.start(checkpoint)
         stop.listen()
@@ -135,9 +143,7 @@ class TrainingLoop:
         if self.hooks.figures:
             self._log(self.step, self.hooks.figures)
         trained, begun = self.backend.accounting.num_trained, time.monotonic()
-        while self.step < self.config.run.num_learner_steps and not self._out_of_time():
-            if self._stop_reason(stop) is not None:
-                break
+        while (reason := self._stop_reason(stop) or self._limit()) is None:
             result = self.backend.step()
             if result is None:
                 continue
@@ -149,6 +155,7 @@ class TrainingLoop:
                 self._start_evaluation()
             if time.monotonic() - self._last_save > self.config.run.save_every_seconds:
                 self._save()
+        self._reason = reason
         last = self.backend.drain()
         if last is not None:
             self.step = last.step
@@ -156,6 +163,19 @@ class TrainingLoop:
 
     def _stop_reason(self, stop: StopSignal) -> str | None:
         return INTERRUPTED if stop.requested else self.hooks.stop_reason()
+
+    def _limit(self) -> str | None:
+        """What the run has reached that ends it, or None."""
+        run, num_sampled = self.config.run, self.backend.accounting.num_sampled
+        if self._met is not None:
+            return self._met
+        if self.step >= run.num_learner_steps:
+            return f"run.num_learner_steps: all {run.num_learner_steps:,} are taken"
+        if self._out_of_time():
+            return f"run.max_seconds: {run.max_seconds} are over"
+        if run.max_oracle_calls is not None and num_sampled >= run.max_oracle_calls:
+            return f"run.max_oracle_calls: {num_sampled:,} sequences are scored"
+        return None
 
     def _out_of_time(self) -> bool:
         limit = self.config.run.max_seconds
@@ -211,6 +231,7 @@ class TrainingLoop:
             logger.warning("no evaluation at this step: %s", error)
             return {}
         self._log(step, metrics)
+        self._met = self.config.run.stop_when.reason(step, metrics)
         if self.hooks.on_evaluation is not None:
             self.hooks.on_evaluation(step, metrics, self._write)
         return metrics
@@ -238,7 +259,11 @@ class TrainingLoop:
 
     def _finish(self, status: str, error: Exception | None) -> dict[str, Any]:
         """Save, judge and describe what was reached."""
-        summary: dict[str, Any] = {"status": status, "error": None if error is None else str(error)}
+        summary: dict[str, Any] = {
+            "status": status,
+            "error": None if error is None else str(error),
+            "stop_reason": self._reason,
+        }
         if status != FAILED:
             self._save()
             try:
@@ -246,60 +271,57 @@ class TrainingLoop:
             except (OracleError, ValueError) as failure:
                 logger.error("the sampler is saved, but could not be judged: %s", failure)
                 summary |= {"status": FAILED, "error": str(failure)}
+        summary |= self._counts()
+        try:
+            self.folder.write_summary(summary)
+        except OSError as failure:
+            logger.error("summary.json was not written (%s)", failure)
+            summary |= {"status": FAILED, "error": str(failure)}
+        try:
+            from distributed.report import write_report
+
+            write_report(self.folder)
+        except (OSError, ValueError) as failure:
+            logger.warning("report.html was not written (%s)", failure)
+        if self._tracker is not None:
+            newest = self.folder.checkpoints.newest_first()[:1]
+            model = newest[0] if newest and self.config.tracking.log_model and summary["status"] != FAILED else None
+            self._tracker.close(summary["status"], self._artifacts(), summary, model)
+            self._tracker = None
+        return summary
+
+    def _counts(self) -> dict[str, Any]:
+        """What was done, by whom, and how long it took."""
         accounting, wall = self.backend.accounting, self._wall_seconds()
-        summary |= accounting.counts() | {
+        earlier = self.folder.read_summary().get("seeds")  # of the sessions before this one was resumed
+        return accounting.counts() | {
             "num_trajectories": accounting.num_sampled,
             "trajectories_per_second": accounting.num_sampled / max(wall, 1e-9),
             "num_learner_steps": self.step,
             "wall_seconds": wall,
             "cpu_seconds": accounting.cpu_seconds,
             "seed": self.config.run.seed,
+            "seeds": (earlier if isinstance(earlier, dict) else {}) | self.backend.seeds(),
             "git_commit": git_commit(),
         }
-        try:
-            self.folder.write_summary(summary)
-        except OSError as failure:
-            logger.error("summary.json was not written (%s)", failure)
-            summary |= {"status": FAILED, "error": str(failure)}
-        if self._tracker is not None:
-            self._tracker.close(summary["status"], self._artifacts(), summary)
-            self._tracker = None
-        return summary
 
     def _judge(self) -> dict[str, float]:
         weights = self.backend.evaluation_weights()
+        from distributed.report import draw_plots  # matplotlib takes longer to load than many a command takes
+
         judgement = judge(self.evaluator, weights)
         self._log(weights.step, judgement.metrics)
-        self._draw_plots(judgement.law, judgement.samples)
-        return judgement.metrics
-
-    def _draw_plots(self, law: ExactLaw | None, evaluated: EvaluatedSamples | None) -> None:
-        from distributed import plots  # matplotlib takes longer to load than many a command takes
-
-        folder, evaluation = self.folder.plots, self.config.evaluation
         try:
-            plots.learning_curves(self.folder.read_metrics(), folder / "learning_curves.png")
-            self.evaluator.draw_plots(folder, law)
-            if evaluated is None:
-                return
-            samples = evaluated.trajectories
-            plots.score_histogram(samples.scores, evaluated.target_weights, law, folder / "score_histogram.png")
-            if law is not None:
-                plots.probability_scatter(law, folder / "probability_scatter.png")
-            if evaluated.kmers is not None:
-                plots.kmer_scatter(evaluated.kmers, folder / "kmer_scatter.png")
-            environment = self.evaluator.environment
-            lengths = environment.lengths(samples.tokens, samples.num_steps)
-            tokens = environment.as_actions(samples.tokens, lengths)  # as `num_modes` compares them
-            modes = find_modes(tokens, samples.scores, cutoff=evaluation.mode_cutoff, distance=evaluation.mode_distance)
-            if len(modes):
-                plots.mode_logo(tokens[modes], environment.config.alphabet, folder / "mode_logo.png")
+            draw_plots(self.folder, self.evaluator, judgement)
         except (OSError, ValueError) as error:
             logger.warning("plots were not written (%s)", error)
+        return judgement.metrics
 
     def _artifacts(self) -> list[Path]:
         newest = self.folder.checkpoints.newest_first()[:1]
-        files = [self.folder.config_file, self.folder.summary_file, *sorted(self.folder.plots.glob("*.png"))]
+        folder = self.folder
+        files = [folder.config_file, folder.summary_file, folder.report_file, folder.modes_file]
+        files = [file for file in files if file.exists()] + sorted(folder.plots.glob("*.png"))
         return files + [checkpoint / LEARNER_FILE for checkpoint in newest]
 
 

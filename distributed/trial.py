@@ -71,7 +71,7 @@ class TrialSetup:
             point["run.seed"] = self.seeds[point.pop(TRIAL_INDEX)]
         values = apply_values(self.base, applicable(self.base, self.space, on_steps(self.space, point)))
         values["run"] = values.get("run", {}) | {"name": trial_id, "output_folder": str(self.folder)}
-        values["tracking"] = values.get("tracking", {}) | {"mlflow_uri": self.mlflow_uri}
+        values["tracking"] = {"log_model": False} | values.get("tracking", {}) | {"mlflow_uri": self.mlflow_uri}
         return validate(values)
 
 

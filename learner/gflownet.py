@@ -95,7 +95,14 @@ class GFlowNetLearner:
         self.averaged = self.policy_weights.vector.detach().clone()
         self.policy_optimiser = _adam(self._policy_groups())
         self.dynamics_optimiser = _adam([_group(self.dynamics_weights.vector, dynamics.learning_rate)])
-        self.step = 0
+        self.step, self._is_warm = 0, False
+
+    def start_from(self, weights: EvaluationWeights) -> None:
+        """Begin with trained weights, at step 0 and with fresh optimisers; raises ValueError if they do not fit."""
+        self.policy_weights.load(weights.policy)
+        self.dynamics_weights.load(weights.dynamics)
+        self.averaged.copy_(self.policy_weights.vector.detach())
+        self._is_warm = True
 
     @property
     def is_offline(self) -> bool:
@@ -183,7 +190,7 @@ class GFlowNetLearner:
         return self.dynamics(batch.symbols(self.dynamics.thought_context), batch.rows, self._context(batch))
 
     def _policy_step(self, batch: TensorBatch) -> dict[str, Tensor]:
-        if self.step == 0 and not self.objective.policy_heads["values"]:
+        if self.step == 0 and not self._is_warm and not self.objective.policy_heads["values"]:
             self._guess_flows(batch)
         self.policy_weights.zero_grad()
         with self._autocast():
@@ -253,6 +260,7 @@ class GFlowNetLearner:
         """A copy of everything that training goes on from: plain tensors and numbers."""
         return {
             "step": self.step,
+            "is_warm": self._is_warm,
             "policy": self.policy_weights.vector.detach().clone(),
             "averaged": self.averaged.clone(),
             "dynamics": self.dynamics_weights.vector.detach().clone(),
@@ -273,7 +281,7 @@ class GFlowNetLearner:
         self.averaged.copy_(state["averaged"])
         _load_moments(self.policy_optimiser, state["policy_optimiser"])
         _load_moments(self.dynamics_optimiser, state["dynamics_optimiser"])
-        self.step = state["step"]
+        self.step, self._is_warm = state["step"], bool(state.get("is_warm", False))
 
 
 def resolve_device(device: str) -> torch.device:

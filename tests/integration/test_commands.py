@@ -20,6 +20,7 @@ from distributed.config import ConfigError, validate
 from distributed.run import main as run_main
 from distributed.run import train
 from distributed.run_folder import RunFolder
+from distributed.sampling import draw
 from learner.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import TOY
 
@@ -63,6 +64,11 @@ def test_evaluate_prints_a_table_and_takes_overrides(trained, capsys):
     assert "exact_tv" not in shown
 
 
+def test_the_table_shows_units(trained, capsys):
+    evaluate.main([str(trained.path)])
+    assert "exact KL(target ‖ sampler) [nats]" in capsys.readouterr().out
+
+
 def test_samples_are_reproducible_scored_and_follow_the_exact_law(trained, capsys):
     first = sampled(capsys, str(trained.path), "-n", "6000", "--seed", "3")
     assert first == sampled(capsys, str(trained.path), "-n", "6000", "--seed", "3")
@@ -79,7 +85,7 @@ def test_samples_are_reproducible_scored_and_follow_the_exact_law(trained, capsy
 
 def test_without_noise_the_intentions_are_realised(trained, capsys):
     evaluator, weights = evaluate.open_sampler(trained.path, [])
-    noisy, plain = (sample.draw(evaluator, weights, 5000, seed=0, noise=noise) for noise in (True, False))
+    noisy, plain = (draw(evaluator, weights, 5000, seed=0, noise=noise) for noise in (True, False))
     evaluator.oracle.close()
     assert np.array_equal(plain.tokens, plain.actions)
     # α/2 = .1 of the letters differ; the standard error is .0024, so ± .0125 errs once in 10^6
@@ -119,7 +125,11 @@ def test_a_checkpoint_of_another_network_or_format(trained, in_tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["-n", "0"], "n >= 1"), (["--seed", "-1"], "seed >= 0"), (["--out", "no/such/folder/x"], "cannot be written")],
+    [
+        (["-n", "0"], "n: got 0"),
+        (["--seed", "-1"], "seed: got -1"),
+        (["--out", "no/such/folder/x"], "cannot be written"),
+    ],
 )
 def test_what_sample_refuses(trained, arguments, message):
     with pytest.raises(ConfigError, match=message):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 import yaml
 
-from distributed.config import describe_fields, validate_section
+from actors.oracles.tfbind8 import e_score_table
+from distributed.config import ExperimentConfig
+from distributed.config_keys import describe_fields, validate_section
 from distributed.search_space import check_space
 from distributed.sweep_config import SweepConfig
+from tests.glossary import NAMES, keys, unexplained
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -25,10 +29,13 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip().startswith("python -m")
 ]
+TOLD_IN_ORDER = ("own_oracle.md",)
+"""Guides whose commands build on each other, and on files that they show."""
 GUIDE_COMMANDS = sorted(
     {
         line.split("#")[0].strip()
         for guide in (ROOT / "docs").glob("*.md")
+        if guide.name not in TOLD_IN_ORDER
         for line in guide.read_text().splitlines()
         if line.strip().startswith("python -m")
     }
@@ -45,8 +52,6 @@ ON_RAY = {
 }
 """Runs that start a Ray of their own; the others show what their keys do on the backend that starts sooner."""
 PATIENCE_SECONDS = 180
-SAMPLED = ("sampled_", "log_z_estimate", "target_mean_score_estimate")
-"""Metrics with an interval, whose ends are named alike."""
 
 
 def execute(command: str, folder: Path) -> subprocess.CompletedProcess:
@@ -65,7 +70,7 @@ def execute(command: str, folder: Path) -> subprocess.CompletedProcess:
             words += ["--sweep.space", "{objective.gamma: {grid: [0.1, 0.9]}, reward.exponent: {grid: [1, 5]}}"]
     if words[2] == "distributed.compare_objectives" and "--help" not in words:
         words += shlex.split("--comparison.cpu_seconds 0.3 --comparison.seeds [0] --comparison.noise [0.25]")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *words[1:]],
         cwd=folder,
@@ -77,7 +82,7 @@ def execute(command: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_the_commands_of_the_readme_run_in_order(tmp_path):
     (tmp_path / "tune_configs").symlink_to(ROOT / "tune_configs")
     letters = np.array(list("ACGT"))
@@ -102,6 +107,7 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path):
             assert (tmp_path / "runs/comparison/compare.png").exists()
         if command.startswith("python -m distributed.run") and "--print-config" not in command:
             assert "run folder: runs/" in done.stdout
+    assert unexplained(tmp_path / "runs" / "first") == set()  # on Ray
     fasta = (tmp_path / "candidates.fasta").read_text().splitlines()
     assert len(fasta) == 1000
     assert re.fullmatch(r">sample_1 score=[\d.]+ log_policy=-[\d.]+", fasta[0])
@@ -123,6 +129,107 @@ def test_the_commands_of_the_guides_run(command, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def write_files(guide: str, folder: Path) -> None:
+    """The files that a guide shows: blocks whose first line is their name."""
+    for name, content in re.findall(r"```\w+\n# (\S+\.(?:py|yaml))\n(.*?)```", guide, re.DOTALL):
+        (folder / name).write_text(content)
+
+
+def test_the_guide_for_measured_sequences_ends_with_candidates(tmp_path):
+    """A twentieth of the SIX6 table is measured; the guide's model and candidates are judged by the whole of it."""
+    guide = (ROOT / "docs" / "own_oracle.md").read_text()
+    write_files(guide, tmp_path)
+    letters, scores = np.array(list("ACGT")), e_score_table("SIX6_REF_R1")
+    sequences = ["".join(letters[[index >> 2 * place & 3 for place in range(7, -1, -1)]]) for index in range(4**8)]
+    known = dict(zip(sequences, ((scores - scores.min()) / (scores.max() - scores.min())).tolist(), strict=True))
+    measured = np.random.default_rng(0).choice(sequences, 3000, replace=False)
+    (tmp_path / "measured.csv").write_text("sequence,score\n" + "".join(f"{s},{known[s]}\n" for s in measured))
+    told = subprocess.run(
+        [sys.executable, "my_oracle.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    assert float(told.rpartition(" ")[2]) > 0.5
+    train_command, sample_command = re.findall(r"^python -m .*$", guide, re.MULTILINE)
+    done = execute(f"{train_command} --run.backend serial --reward.exponent 1", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "runs/mine/report.html").exists()
+    few = sample_command.replace("-n 500", "-n 100").replace("20000", "4000").replace("0.6 --gc", "0.3 --gc")
+    done = execute(few, tmp_path)  # the network has seen next to nothing
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = (tmp_path / "candidates.fasta").read_text().splitlines()
+    candidates = lines[1::2]
+    assert len(set(candidates)) == len(candidates) == 100
+    assert all(3 <= s.count("G") + s.count("C") <= 5 for s in candidates)
+    assert not [s for s in candidates if re.search("GAATTC|GGATCC", s)]
+    assert np.mean([known[s] for s in candidates]) > np.mean(list(known.values()))
+
+
+def test_the_changes_of_the_guide_to_extending_apply_and_train(tmp_path):
+    """As `git apply` takes them, on a copy of the program."""
+    guide = (ROOT / "docs" / "extend.md").read_text()
+    changes = re.findall(r"```diff\n(.*?)```", guide, re.DOTALL)
+    added = [line for change in changes for line in change.splitlines() if line.startswith("+") and line[1:].strip()]
+    assert len(added) - len(changes) <= 40
+    for package in ("learner", "actors", "distributed"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for change in changes:
+        subprocess.run(["git", "apply", "--recount", "-"], input=change, text=True, cwd=tmp_path, check=True)
+    program = """
+from distributed.api import train
+base = {
+    "run": {"backend": "serial", "num_learner_steps": 400}, "environment": {"length": 3, "noise": 0.2},
+    "oracle": {"name": "callable", "function": "tests.oracles:share_of_c"}, "network": {"hidden_size": 32, "num_layers": 2},
+    "learner": {"batch_size": 64, "learning_rate": 5e-3}, "actors": {"batch_size": 128},
+    "dynamics": {"batch_size": 64, "learning_rate": 5e-3}, "tracking": {"mlflow": False},
+    "evaluation": {"exact": "always", "num_samples": 64, "every_steps": 400}, "reward": {"exponent": 2},
+}
+process = train(base, run={"name": "process"}, environment={"transition_ratio": 4})
+objective = train(base, run={"name": "objective"}, objective={"name": "log_variance"})
+start = train(base, run={"name": "start", "max_seconds": 1e-6})
+print(*(run.summary[name] for run in (process, objective, start) for name in ("exact_tv", "dynamics_tv")))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    process_tv, process_dynamics, objective_tv, objective_dynamics, start_tv, start_dynamics = map(
+        float, done.stdout.split()
+    )
+    assert max(process_tv, objective_tv) < 0.6 * start_tv
+    assert max(process_dynamics, objective_dynamics) < 0.2 * start_dynamics
+
+
+def test_the_python_of_the_guide_runs(in_tmp_path, monkeypatch):
+    """As it stands, but for the number of steps and of samples."""
+    from distributed import api
+
+    (in_tmp_path / "tune_configs").symlink_to(ROOT / "tune_configs")
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    whole = api.train
+    short = {"run.num_learner_steps": 8, "run.backend": "serial", "tracking.mlflow": False, "network.hidden_size": 16}
+    monkeypatch.setattr(api, "train", lambda config, **changes: whole(config, **changes, **short))
+    names: dict = {}
+    exec(block.replace("10_000", "100").replace("5000", "2000"), names)
+    assert len(names["sequences"]) == len(names["scores"]) == 500
+    assert len(names["best"].sequences) == 50
+    assert (in_tmp_path / "sampler" / "sampler.safetensors").exists()
+
+
+def test_messages_of_the_troubleshooting_guide_are_those_of_the_program():
+    guide = (ROOT / "docs" / "troubleshooting.md").read_text().split("No message, but")[0]
+    messages = re.findall(r"^\| `(.+?)` \|", guide, re.MULTILINE)
+    assert len(messages) >= 20
+    sources = [p.read_text() for layer in ("learner", "actors", "distributed") for p in (ROOT / layer).rglob("*.py")]
+    joined = "\n".join(re.sub(r'"\s*\n\s*f?"', "", source) for source in sources)  # of texts over several lines
+    parts = [part.strip() for message in messages for part in message.split("…")]
+    assert [part for part in parts if part not in joined] == []
+
+
 @pytest.mark.parametrize(
     "module",
     ["distributed.run", "distributed.evaluate", "distributed.sample", "distributed.attention",
@@ -138,7 +245,7 @@ def test_every_command_has_help(module, capsys, monkeypatch):
 
 
 def test_config_keys_named_in_the_readme_exist():
-    known = {key for key, _, _ in describe_fields()}
+    known = {key for key, _, _ in describe_fields(ExperimentConfig)}
     sections = {key.split(".")[0] for key in known}
     named = {n for n in re.findall(r"(?<![.\w])([a-z]+\.[a-z_]+)\b(?!\.)", README) if n.split(".")[0] in sections}
     unknown = {n for n in named if n not in known and not n.endswith((".py", ".md", ".yaml", ".npy", ".csv", ".json"))}
@@ -150,7 +257,9 @@ def test_the_file_and_the_keys_of_the_guide_to_sweeps_are_right():
     (section,) = (yaml.safe_load(block)["sweep"] for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL))
     sweep = validate_section(SweepConfig, "sweep", section)
     check_space({}, sweep.space)
-    known = {key for key, _, _ in describe_fields()} | {key for key, _, _ in describe_fields(SweepConfig, "sweep.")}
+    known = {key for key, _, _ in describe_fields(ExperimentConfig)} | {
+        key for key, _, _ in describe_fields(SweepConfig, "sweep.")
+    }
     sections = {key.split(".")[0] for key in known}
     named = {n for n in re.findall(r"`([a-z]+\.[a-z_]+)", guide) if n.split(".")[0] in sections}
     assert {n for n in named if n not in known} <= {"sweep.yaml", "sweep.png"}
@@ -166,31 +275,36 @@ def test_the_file_and_the_keys_of_the_guide_to_sweeps_are_right():
     ],
     ids=["default", "terms", "sampled"],
 )
-def test_metrics_of_a_run_are_explained_in_the_readme(in_tmp_path, toy, changes):
+def test_metrics_of_a_run_are_explained(in_tmp_path, toy, changes):
     from distributed.run import train
 
     config = toy(**changes)
     train(config, None, None, None)
     folder = config.run.output_folder / "toy"
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found = set(json.loads((folder / "summary.json").read_text())).union(*records)
     if "objective.lookahead_weight" in changes:
         terms = {"entropy_high", "entropy_low", "entropy_ratio", "entropy_share", "trajectory_kl", "exploration_loss"}
-        assert terms | {"lookahead_ce", "balance_loss"} <= found
-    plain = {"status", "error", "seed", "git_commit", "num_learner_steps", "wall_seconds", "cpu_seconds", "step"}
-    plain |= {"num_trajectories", "trajectories_per_second", "policy_version", "num_rejected_samples"}
-    plain |= {"rollout_seconds", "oracle_seconds"}
-    named = {
-        key.removesuffix("_low").removesuffix("_high") if key.startswith(SAMPLED) else key for key in found - plain
-    }
-    named = {key for key in named if not key.startswith("buffer_")}
-    assert not [key for key in named if f"`{key}`" not in README and f" {key} " not in README]
+        assert terms | {"lookahead_ce", "balance_loss"} <= keys(folder)
+    assert unexplained(folder) == set()
 
 
-def test_links_and_pictures_of_the_readme_exist():
-    targets = re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README)
-    assert targets
-    assert [t for t in targets if not t.startswith("http") and not (ROOT / t).exists()] == []
+def test_explained_metrics_are_those_of_the_program():
+    sources = [p.read_text() for layer in ("learner", "actors", "distributed") for p in (ROOT / layer).rglob("*.py")]
+    words = set(re.findall(r"[a-z0-9_]+", " ".join(sources)))
+    built = {"coverage_90", "coverage_50", "binning_error_train", "binning_error_test"}
+    built |= {"beyond_bins_train", "beyond_bins_test"}  # from an f-string each
+    assert len(NAMES) > 100
+    assert {name for name in NAMES - built if "…" not in name and name not in words} == set()
+
+
+@pytest.mark.parametrize("file", ["README.md", *sorted(f"docs/{guide.name}" for guide in (ROOT / "docs").glob("*.md"))])
+def test_links_and_pictures_exist(file):
+    text = (ROOT / file).read_text()
+    targets = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    assert [t for t in targets if not t.startswith("http") and not ((ROOT / file).parent / t).exists()] == []
+
+
+def test_guides_are_reached_from_the_readme():
+    assert [guide.name for guide in (ROOT / "docs").glob("*.md") if f"docs/{guide.name})" not in README] == []
 
 
 def test_quick_benchmarks_write_flat_json(tmp_path):

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import ray
 
-from distributed import evaluate, run, sample
+from distributed import api, evaluate, run, sample
 from distributed.checkpoints import CheckpointStore
 from distributed.config import ConfigError, validate
 from distributed.ray_backend import RayBackend
 from distributed.run_folder import RunFolder
 from distributed.training_loop import INTERRUPTED, Hooks
 from tests.conftest import TOY
+from tests.glossary import unexplained
 
 CONFIG = {
     "run": {"backend": "serial", "num_learner_steps": 100, "name": "d"},
@@ -288,3 +289,18 @@ def test_the_shipped_config_runs(in_tmp_path, capsys):
     summary = json.loads(Path("runs/t/summary.json").read_text())
     assert summary["exact_nll"] < 8 * np.log(4)
     assert summary["objective_j_star"] > summary["pretrained_mean_score"]
+
+
+def test_an_export_and_the_report_hold_all_there_is(trained, tmp_path):
+    run = api.load(trained)
+    again = api.load(run.export(tmp_path / "exported"))
+    assert again.sample(20, seed=1).sequences == run.sample(20, seed=1).sequences
+    assert again.evaluate() == pytest.approx(run.evaluate(), nan_ok=True)
+    chosen = run.sample(5, select="diverse", template="ACNN", num_drawn=200)
+    assert len({s for s in chosen.sequences if s.startswith("AC")}) == 5
+    assert (Path(trained) / "report.html").read_text().count("data:image/png") >= 4
+    assert unexplained(Path(trained)) == set()
+    with pytest.raises(ConfigError, match=r"run\.start_from goes with generator\.name gflownet or forecast"):
+        api.train(run.config, run={"name": "warm", "start_from": str(trained)})
+    with pytest.raises(ConfigError, match="draws no forecasts, but sequences"):
+        run.forecast(3)

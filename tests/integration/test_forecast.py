@@ -4,15 +4,19 @@ import csv
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas
 import pytest
 import yaml
 
 from distributed import attention, evaluate, run, sample
-from distributed.config import ConfigError, apply_overrides, validate
+from distributed.api import load
+from distributed.config import ConfigError, apply_overrides, load_config, validate
 from distributed.run_folder import RunFolder
 from distributed.training_loop import INTERRUPTED, Hooks
+from tests.glossary import unexplained
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {
@@ -93,6 +97,7 @@ def test_what_a_run_leaves(trained):
     assert not any("crps" in record for record in interim)  # the test rows are looked at once
     assert (folder.plots / "forecast.png").stat().st_size > 10_000
     assert not (folder.plots / "mode_logo.png").exists()
+    assert unexplained(folder.path) == set()
 
 
 def test_figures_do_not_change_when_judged_again(trained, capsys):
@@ -111,11 +116,7 @@ def test_forecasts_as_csv_and_fan_chart(trained, tmp_path, monkeypatch):
     out = tmp_path / "next.csv"
     assert sample.main(["runs/f", "-n", "40", "--out", str(out)]) == 0
     rows = list(csv.DictReader(out.open()))
-    assert [row["time"] for row in rows] == ["120.0", "121.0", "122.0"] or [row["time"] for row in rows] == [
-        "120",
-        "121",
-        "122",
-    ]
+    assert [float(row["time"]) for row in rows] == [120, 121, 122]
     for row in rows:
         paths = np.array([float(row[f"path_{n}"]) for n in range(1, 41)])
         assert float(row["q50"]) == pytest.approx(np.median(paths), rel=1e-5)
@@ -130,7 +131,9 @@ def test_forecasts_as_csv_and_fan_chart(trained, tmp_path, monkeypatch):
     [
         (["--origin", "1e9"], "no row has the time"),
         (["--origin", "2"], "fewer than data.window"),
-        (["--top-k", "2"], "drakes only"),
+        (["--top-k", "2"], "top_k: not for generator.name forecast"),
+        (["--select", "top"], "select: not for"),
+        (["--format", "fasta"], "written as csv"),
         (["--out", "missing/x.csv"], "cannot be written"),
     ],
 )
@@ -188,7 +191,7 @@ def test_data_that_cannot_be(data, text, message):
 @pytest.mark.parametrize("name", ["co2", "csv", "macro", "sunspots"])
 def test_the_shipped_configs_are_complete(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    settings = run.load_config(ROOT / "tune_configs" / f"forecast_{name}.yaml")
+    settings = load_config(ROOT / "tune_configs" / f"forecast_{name}.yaml")
     evaluator = run.prepare(settings, run.make_environment(settings), resumed=False)
     assert len(evaluator.task.origins("test")) > 20
 
@@ -202,3 +205,63 @@ def test_on_ray(ray_session, data):
     assert summary["num_learner_steps"] >= 12
     assert np.isfinite(summary["crps"])
     assert summary["num_sampled"] == summary["num_stored"] + summary["num_dropped"]
+
+
+def test_a_forecast_from_python_is_that_of_the_command(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained)
+    forecast = load("runs/f").forecast(5, seed=2)
+    assert forecast.paths.shape == (5, 3, 1)
+    assert forecast.past.shape == (8, 1)
+    assert np.isnan(forecast.actual).all()  # the future of the last row
+    assert sample.main(["runs/f", "-n", "5", "--seed", "2", "--out", str(tmp_path / "x.csv")]) == 0
+    rows = list(csv.DictReader((tmp_path / "x.csv").open()))
+    assert [float(row["path_4"]) for row in rows] == pytest.approx(forecast.paths[3, :, 0], rel=1e-6)
+    past = load("runs/f").forecast(5, origin="60")
+    assert list(past.times) == [61, 62, 63]
+    assert np.isfinite(past.actual).all()
+    with pytest.raises(ConfigError, match="draws no sequences, but paths"):
+        load("runs/f").sample(3)
+
+
+def test_an_exported_forecaster_can_be_moved_and_served(trained, tmp_path, monkeypatch):
+    from distributed.mlflow_model import SequenceSampler
+
+    monkeypatch.chdir(trained)
+    run_ = load("runs/f")
+    exported = run_.export(tmp_path / "x")
+    monkeypatch.chdir(tmp_path)
+    moved = exported.rename(tmp_path / "moved")
+    assert (moved / "data" / "data_path.csv").read_bytes() == (trained / "s.csv").read_bytes()
+    assert load(moved).evaluate()["crps"] == run_.summary["crps"]
+    model = SequenceSampler()
+    model.load_context(SimpleNamespace(artifacts={"sampler": str(moved)}))
+    table = model.predict(None, pandas.DataFrame({"n": [2, 1], "origin": ["60", None]}))
+    assert list(table.columns) == ["time", "target", "path", "value"]
+    assert table.groupby(table["time"].astype(float)).size().to_dict() == {61: 2, 62: 2, 63: 2, 120: 1, 121: 1, 122: 1}
+    assert table["value"].to_numpy()[:6].reshape(2, 3) == pytest.approx(run_.forecast(2, origin="60").paths[..., 0])
+
+
+def test_the_report_compares_with_the_baselines(trained):
+    folder = RunFolder(trained / "runs/f")
+    page = folder.report_file.read_text()
+    assert "Is it better than a simple forecast?" in page
+    assert "<td>seasonal_naive</td>" in page
+    assert page.count("data:image/png;base64,") == 2  # the fan chart and the learning curves
+    assert not folder.modes_file.exists()
+
+
+def test_a_forecaster_starts_from_another_and_ends_by_a_metric(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    start = {"run.start_from": "runs/f", "run.name": "warm", "data.train_share": 0.75}
+    stop = {"run.stop_when.metric": "validation_crps", "run.stop_when.below": 1e9, "run.num_learner_steps": 24}
+    assert run.train(config(**start, **stop), None, None, None) == 0
+    warm = load("runs/warm")
+    assert "validation_crps" in warm.summary["stop_reason"]
+    assert warm.summary["num_learner_steps"] < 12
+    with pytest.raises(ConfigError, match=r"data\.num_bins is 5 here and 6 there"):
+        run.train(config(**start | {"data.num_bins": 5}), None, None, None)
+
+
+def test_sequences_and_forecasts_do_not_start_from_each_other(trained, toy):
+    with pytest.raises(ConfigError, match=r"generator\.name is gflownet here and forecast there"):
+        run.train(toy(**{"run.start_from": str(trained / "runs/f")}), None, None, None)

@@ -1,13 +1,18 @@
 """Tracking on a real MLflow store."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 
+import mlflow.pyfunc
+import pandas
 import pytest
 from mlflow.tracking import MlflowClient
 
-from distributed import tracking
+from distributed import api, tracking
 from distributed.mlflow_store import tracking_uri
 from distributed.run import newest_readable, train
 from distributed.run_folder import RunFolder
@@ -37,6 +42,67 @@ def test_a_fresh_sqlite_store_gets_parameters_metrics_artifacts_and_status(in_tm
     assert len(history) >= 10
     assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"config.yaml", "summary.json", "plots", "model"}
     assert [a.path for a in client.list_artifacts(run.info.run_id, "model")] == ["model/learner.pt"]
+
+
+def test_the_trained_sampler_is_a_model_from_which_mlflow_samples(in_tmp_path, toy, monkeypatch):
+    """By MLflow's own command, in a folder and with a search path where only the model has our code."""
+    run = api.train(
+        toy(
+            **{
+                "tracking.mlflow": True,
+                "oracle.name": "tfbind8",
+                "environment.alphabet": "ACGT",
+                "environment.length": 8,
+            }
+        )
+    )
+    client = MlflowClient(tracking_uri(run.config))
+    logged = one_run(client)
+    (model,) = logged.outputs.model_outputs
+    assert client.get_logged_model(model.model_id).status == "READY"
+    (in_tmp_path / "asked.csv").write_text("n\n5\n2\n")
+    command = [
+        "-m",
+        "mlflow",
+        "models",
+        "predict",
+        "-m",
+        f"runs:/{logged.info.run_id}/sampler",
+        "-i",
+        "asked.csv",
+        "-t",
+        "csv",
+    ]
+    hidden = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment = hidden | {"MLFLOW_TRACKING_URI": tracking_uri(run.config), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(
+        [sys.executable, *command, "--env-manager", "local"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads(done.stdout[done.stdout.index("{") :])["predictions"]
+    expected = [run.sample(5, seed=0), run.sample(2, seed=1)]
+    assert [row["sequence"] for row in rows] == [s for samples in expected for s in samples.sequences]
+    assert [row["score"] for row in rows] == pytest.approx([float(s) for samples in expected for s in samples.scores])
+    monkeypatch.setattr(sys, "path", list(sys.path))  # to which MLflow adds the model's code
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(run.config))
+    loaded = mlflow.pyfunc.load_model(f"models:/{model.model_id}")
+    table = loaded.predict(pandas.DataFrame({"n": [3], "seed": [7]}))
+    assert table["sequence"].tolist() == run.sample(3, seed=7).sequences
+
+
+def test_a_model_that_cannot_be_logged_costs_only_the_model(in_tmp_path, toy, monkeypatch, caplog):
+    def refuse(*_: object) -> None:
+        raise RuntimeError("models are not known here")
+
+    monkeypatch.setattr(tracking, "log_sampler", refuse)
+    config = toy(**{"tracking.mlflow": True})
+    assert train(config, None, None, None) == 0
+    assert "models are not known here" in caplog.text
+    assert one_run(MlflowClient(tracking_uri(config))).info.status == "FINISHED"
 
 
 def test_a_resumed_run_continues_its_mlflow_run(in_tmp_path, toy):

@@ -106,6 +106,10 @@ def test_killed_actors_are_replaced_and_nothing_is_counted_twice(backend):
         assert backend.accounting.policy_version > version
     accounting = backend.accounting
     assert accounting.num_restarts == 4
+    seeds = backend.seeds()
+    rollouts = {"rollout-0.0", "rollout-1.0", "rollout-0.1", "rollout-1.1"}
+    assert set(seeds) == {"learner", "replay"} | rollouts
+    assert len(set(seeds.values())) == len(seeds)
     backend.drain()
     assert accounting.balanced
     assert accounting.num_in_flight == 0

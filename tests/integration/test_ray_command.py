@@ -103,6 +103,7 @@ def test_a_run_survives_the_death_of_every_actor_and_ctrl_c(tmp_path):
     assert second["status"] == "done"
     assert second["num_learner_steps"] >= target
     assert second["num_sampled"] > first["num_sampled"]
+    assert second["seeds"].items() > first["seeds"].items()  # those of both sessions
     assert "exact_tv" in done.stdout
     assert "run folder" not in done.stderr.splitlines()[-1]
 

@@ -8,6 +8,7 @@ import pytest
 
 from distributed.checkpoints import load_sampler
 from distributed.config import ConfigError, ExperimentConfig
+from distributed.experiment import derive_seed
 from distributed.run import main, newest_readable, train
 from distributed.run_folder import RunFolder
 from distributed.training_loop import TrainingLoop
@@ -38,6 +39,8 @@ def test_a_run_leaves_a_complete_folder(in_tmp_path, toy, capsys):
     assert wanted <= result.keys()
     assert result["status"] == "done"
     assert result["num_sampled"] == result["num_stored"] + result["num_dropped"] + result["num_in_flight"] == 12 * 64
+    seeds = {"learner": derive_seed(0, "learner"), "replay": derive_seed(0, "replay")}
+    assert result["seeds"] == seeds | {"rollout-0.0": derive_seed(0, "rollout", 0, 0)}
     assert {p.name for p in folder.plots.glob("*.png")} >= {"learning_curves.png", "probability_scatter.png"}
     steps = [record["step"] for record in folder.read_metrics() if "loss" in record]
     assert steps == sorted(set(steps))

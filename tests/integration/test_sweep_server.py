@@ -1,11 +1,7 @@
 """A sweep that logs to an MLflow server, looked at in the server's own pages, and compared from there."""
 
 import csv
-import os
-import shutil
-import subprocess
 import urllib.request
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -14,13 +10,11 @@ from mlflow.tracking import MlflowClient
 
 from distributed import compare, sweep
 from distributed.mlflow_store import PARENT_TAG
+from tests.browser import find_browser
 from tests.conftest import TOY
 from tests.mlflow_server import free_port, mlflow_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-ARTIFACTS = Path(os.environ.get("TEST_ARTIFACTS", Path(__file__).parents[2] / ".test_artifacts"))
-"""Where screenshots are kept for people to look at."""
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +54,7 @@ def test_a_sweep_folder_is_compared_from_the_server(logged, tmp_path, capsys):
 
 
 def test_the_pages_show_the_trials_of_the_sweep(logged, tmp_path):
-    browser = next((shutil.which(name) for name in BROWSERS if shutil.which(name)), None)
-    if browser is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    browser = find_browser(tmp_path, "--window-size=1900,900", "--virtual-time-budget=40000")
     address, _ = logged
     client = MlflowClient(address)
     experiment = client.get_experiment_by_name("served").experiment_id
@@ -71,19 +63,12 @@ def test_the_pages_show_the_trials_of_the_sweep(logged, tmp_path):
     condition = quote(f"tags.`{PARENT_TAG}`='{parent.info.run_id}'")
     page = f"{address}/#/experiments/{experiment}/runs?searchFilter={condition}&compareRunsMode=CHART"
     page += f"&orderByKey={quote('metrics.`final_excess_kl`')}&orderByAsc=true"  # otherwise children are folded away
-    ARTIFACTS.mkdir(exist_ok=True)
-    picture = ARTIFACTS / "mlflow_sweep.png"
-    picture.unlink(missing_ok=True)
-    command = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1900,900",
-        f"--user-data-dir={tmp_path}", "--virtual-time-budget=40000",
-    ]  # fmt: skip
     for _ in range(5):  # a browser's first visit may end before everything has come
-        shown = subprocess.run([*command, "--dump-dom", page], capture_output=True, text=True, timeout=120).stdout
+        shown = browser.content(page)
         if all(word in shown for word in (*names, "balance_loss")):
             break
     assert all(name in shown for name in names)
     assert "balance_loss" in shown
-    subprocess.run([*command, f"--screenshot={picture}", page], capture_output=True, timeout=120, check=True)
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert picture.stat().st_size > 50_000
+    picture = browser.screenshot(page, "mlflow_sweep.png")
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 50_000

@@ -20,11 +20,7 @@ from actors.trajectories import empty_batch
 from distributed import attention, evaluate, sample
 from distributed.backend import Accounting, RunFailed
 from distributed.checkpoints import LEARNER_FILE, load_sampler, load_state, restore_learner
-from distributed.config import (
-    ConfigError,
-    ExperimentConfig,
-    validate,
-)
+from distributed.config import ConfigError, ExperimentConfig, validate
 from distributed.experiment import make_learner, make_replay_buffer
 from distributed.local_backend import SerialBackend
 from learner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint

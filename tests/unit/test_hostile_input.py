@@ -18,18 +18,12 @@ from actors.oracles.base import OracleDataError
 from actors.oracles.table import CsvOracleConfig, NpyOracleConfig, csv_oracle, npy_oracle
 from distributed import attention, evaluate, ray_token, run, sample, sweep
 from distributed.compare import write_csv
-from distributed.config import (
-    DEFAULT_CONFIG,
-    ConfigError,
-    load_config,
-    parse_yaml,
-    read_yaml,
-    validate,
-)
+from distributed.config import DEFAULT_CONFIG, ConfigError, load_config, read_yaml, validate
 from distributed.experiment import check_memory
 from distributed.run_folder import RunFolder
 from distributed.search_space import Domain, draw_points
 from distributed.sweep_config import load_sweep
+from distributed.yaml_text import parse_yaml
 from tests.hostile import Trap, bomb, frugal, npy  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.usefixtures("frugal")

@@ -3,7 +3,8 @@ import importlib.util
 import numpy as np
 import pytest
 
-from distributed.config import ConfigError, validate_section
+from distributed.config import ConfigError
+from distributed.config_keys import validate_section
 from distributed.reservation import bundles, num_fitting
 from distributed.search_space import Domain, applicable, check_space, draw_points, on_steps
 from distributed.sweep_config import SweepConfig

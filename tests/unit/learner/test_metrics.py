@@ -1,10 +1,19 @@
 """Metrics of samples: against loops, and on a perfect sampler of SIX6."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from actors.oracles.tfbind8 import e_score_table
-from learner.metrics import SampleMetricsConfig, find_modes, mean_pairwise_hamming, novelty, sample_metrics
+from learner.metrics import (
+    SampleMetricsConfig,
+    diverse_subset,
+    find_modes,
+    mean_pairwise_hamming,
+    novelty,
+    sample_metrics,
+)
 from tests import reference
 from tests.reference import fixed_space
 
@@ -94,3 +103,31 @@ def test_perfect_sampler_of_six6():
     assert mean == pytest.approx(float((weights * scores).sum() / weights.sum()), abs=0.0045)
     assert top == pytest.approx(0.9563, abs=0.0038)
     assert metrics[0]["num_modes"] == len(reference.modes(tokens[drawn[0]], scores[drawn[0]], 0.9, 2))
+
+
+def test_a_diverse_subset_starts_with_the_best_and_is_as_the_plain_definition_says():
+    rng = np.random.default_rng(0)
+    tokens = np.unique(rng.integers(0, 3, (60, 6)), axis=0)
+    scores = rng.integers(0, 5, len(tokens)).astype(float)
+    chosen = [max(range(len(tokens)), key=lambda i: (scores[i], -i))]
+    while len(chosen) < 12:
+        distance = [min(int((tokens[i] != tokens[j]).sum()) for j in chosen) for i in range(len(tokens))]
+        chosen.append(max(range(len(tokens)), key=lambda i: (distance[i], scores[i], -i)))
+    assert diverse_subset(tokens, scores, 12).tolist() == chosen
+
+
+def test_a_diverse_subset_is_at_least_half_as_far_apart_as_the_best():
+    def apart(rows: np.ndarray) -> int:
+        return min(int((a != b).sum()) for a, b in itertools.combinations(rows, 2))
+
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        tokens = np.unique(rng.integers(0, 2, (12, 8)), axis=0)
+        best = max(apart(np.array(rows)) for rows in itertools.combinations(tokens, 4))
+        assert 2 * apart(tokens[diverse_subset(tokens, rng.random(len(tokens)), 4)]) >= best
+
+
+def test_a_diverse_subset_of_few():
+    tokens = np.eye(3, dtype=int)
+    assert sorted(diverse_subset(tokens, np.arange(3.0), 9)) == [0, 1, 2]
+    assert len(diverse_subset(tokens[:0], np.zeros(0), 2)) == 0
