@@ -22,6 +22,7 @@ BENCHMARKS = {
     "quality": runs.quality,
     "ray_overhead": runs.ray_overhead,
     "scaling": scaling.scaling,
+    "shapes": speed.shapes,
     "sweep_overhead": sweeps.sweep_overhead,
 }
 
