@@ -1,5 +1,6 @@
 """Speed of one core, in CPU seconds: sampling, training, and the share of the machine's matrix-multiplication peak."""
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from distributed.config import DEFAULT_CONFIG, ExperimentConfig, validate
 from distributed.experiment import make_environment, make_learner, make_oracle, make_policy
 from learner.networks.prefixes import index_prefixes
 from learner.networks.transformer import TransformerConfig
+from learner.precision import autocast, resolve_precision
 from tests.benchmarks.baseline import NaiveSGFN, Transformer, mlp
 
 BATCH = 256
@@ -34,6 +36,7 @@ def config(
     noise: float = 0.25,
     length: int = 8,
     objective: str | None = None,
+    precision: str = "float32",
 ) -> ExperimentConfig:
     """The default task with a policy and a dynamics model (or none) of one shape, for strings of any length."""
     values = yaml.safe_load(DEFAULT_CONFIG.read_text())
@@ -44,7 +47,7 @@ def config(
         "objective": {"name": objective or ("sgfn_db" if dynamics else "gfn_db")},
         "network": network,
         "dynamics": {"batch_size": batch_size, "network": network},
-        "learner": {"batch_size": batch_size, "device": "cpu"},
+        "learner": {"batch_size": batch_size, "device": "cpu", "precision": precision},
     }
     return validate(values)
 
@@ -108,7 +111,14 @@ def sampling(settings: ExperimentConfig, seconds: float) -> dict[str, float]:
     environment, rng = make_environment(settings), np.random.default_rng(0)
     policy, plain = make_policy(settings, environment), naive(settings)
     count = max(SAMPLED, settings.learner.batch_size)
-    rate = cpu_rate(lambda: len(draw_trajectories(policy, environment, environment.noise, count, rng)), seconds)
+    cpu = torch.device("cpu")
+    precision = resolve_precision(settings.learner.precision, cpu)
+
+    def ours() -> int:
+        with autocast(precision, cpu):
+            return len(draw_trajectories(policy, environment, environment.noise, count, rng))
+
+    rate = cpu_rate(ours, seconds)
     baseline = cpu_rate(lambda: len(plain.sample(count, rng)[0]), seconds)
     return {"sampled_per_cpu_second": rate, "sampled_baseline": baseline, "sampled_ratio": rate / baseline}
 
@@ -136,9 +146,13 @@ def one_core(quick: bool) -> dict[str, float]:
     torch.set_num_threads(1)
     seconds = 1.0 if quick else 8.0
     peak = gemm_gflops(seconds)
-    figures = {"gemm_gflops": peak} | sampling(config(dynamics=True), seconds)
-    for name, dynamics in (("with_dynamics", True), ("without_dynamics", False)):
-        settings = config(dynamics=dynamics)
+    figures = {"gemm_gflops": peak}
+    for precision in ("float32", "bfloat16"):
+        found = sampling(config(dynamics=True, precision=precision), seconds)
+        figures |= {f"{key}_{precision}": value for key, value in found.items()}
+    for dynamics, precision in itertools.product((True, False), ("float32", "bfloat16")):
+        settings = config(dynamics=dynamics, precision=precision)
+        name = f"{'with' if dynamics else 'without'}_dynamics_{precision}"
         found = training(settings, seconds)
         useful = dense_flops(settings, trajectories(settings, BATCH)) / BATCH
         found["gemm_share"] = useful * found["trained_per_cpu_second"] / 1e9 / peak
@@ -150,6 +164,17 @@ SHAPES: dict[str, dict[str, Any]] = {
     "3x256": {},
     "2x256": {"network": NETWORK | {"num_layers": 2}},
     "3x2048_batch_32": {"network": NETWORK | {"hidden_size": 2048}, "batch_size": 32},
+    "3x2048_batch_32_bfloat16": {
+        "network": NETWORK | {"hidden_size": 2048},
+        "batch_size": 32,
+        "precision": "bfloat16",
+    },
+    "3x2048_batch_32_without_dynamics_bfloat16": {
+        "network": NETWORK | {"hidden_size": 2048},
+        "batch_size": 32,
+        "dynamics": False,
+        "precision": "bfloat16",
+    },
     "batch_16": {"batch_size": 16},
     "batch_2048": {"batch_size": 2048},
     "noiseless_without_dynamics": {"noise": 0, "dynamics": False},
