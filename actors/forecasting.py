@@ -17,9 +17,9 @@ class ForecastWorker(RolloutWorker):
 
     def __init__(
         self, environment: SequenceEnvironment, scorer: PathScorer, policy: Policy, config: ActorsConfig,
-        *, paths_per_window: int, seed: int,
+        *, paths_per_window: int, seed: int, precision: torch.dtype = torch.float32,
     ):  # fmt: skip
-        super().__init__(environment, scorer, policy, config, seed=seed)
+        super().__init__(environment, scorer, policy, config, seed=seed, precision=precision)
         self._inputs, self._paths_per_window = scorer.task.split("train").inputs, paths_per_window
 
     def _trajectories(self, count: int, seed: int, intended: np.ndarray | None) -> TrajectoryBatch:

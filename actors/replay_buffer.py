@@ -107,6 +107,8 @@ class ReplayBuffer:
         self._num_contexts = num_contexts
         self._online = TrajectoryRing(config.capacity, num_steps)
         self._offline = TrajectoryRing(1, num_steps)
+        self._powers = np.zeros(config.capacity if config.priority_exponent else 0)
+        self._known_priorities, self._priority_scale = 0, np.nan
         self._rng = np.random.default_rng(seed)
         self._last_number: dict[str, int] = {}
         self.num_duplicates = 0
@@ -147,12 +149,22 @@ class ReplayBuffer:
             raise ValueError("the replay buffer is empty")
         if not (prioritised and self.config.priority_exponent):
             return self._online.rows(self._rng.integers(len(self._online), size=count))
-        scores = self._online.arrays["scores"][: len(self._online)].astype(np.float64)
-        if scores.max() <= 0:
+        if self._online.arrays["scores"][: len(self._online)].max() <= 0:
             return self._online.rows(self._rng.integers(len(self._online), size=count))
-        cumulated = np.cumsum((scores / scores.max()) ** self.config.priority_exponent)
+        cumulated = np.cumsum(self._priorities())
         picked = np.searchsorted(cumulated, self._rng.random(count) * cumulated[-1], side="right")
         return self._online.rows(np.minimum(picked, len(self._online) - 1))
+
+    def _priorities(self) -> np.ndarray:
+        """float64 [n]: (score / largest score)^priority_exponent of every row; computed for rows added since the last call."""
+        ring, scores = self._online, self._online.arrays["scores"][: len(self._online)]
+        largest = float(scores.max())
+        known = self._known_priorities if largest == self._priority_scale else 0
+        num_new = min(ring.num_added - known, len(ring))
+        rows = (ring.num_added - num_new + np.arange(num_new)) % ring.capacity
+        self._powers[rows] = (scores[rows].astype(np.float64) / largest) ** self.config.priority_exponent
+        self._known_priorities, self._priority_scale = ring.num_added, largest
+        return self._powers[: len(ring)]
 
     def sample_offline(self, count: int) -> TrajectoryBatch:
         """`count` offline trajectories, uniformly with replacement."""
@@ -233,6 +245,7 @@ class ReplayBuffer:
         for name, array in online.arrays().items():
             self._online.arrays[name][: len(online)] = array
         self._online.num_added = state["num_added"]
+        self._priority_scale = np.nan
         self._offline = TrajectoryRing(1, self._num_steps)
         if len(offline):
             self.set_offline(offline)

@@ -22,6 +22,7 @@ from learner.flat import FlatParameters
 from learner.networks.context import Context
 from learner.networks.prefixes import group_children, join_symbols, num_symbols
 from learner.policy import Policy
+from learner.precision import autocast
 
 logger = logging.getLogger(__name__)
 MAX_LOGGED_REJECTIONS = 5
@@ -97,9 +98,18 @@ class RolloutWorker:
     """Draws and scores batches; owns an environment, an oracle, a copy of the policy and a random generator."""
 
     def __init__(
-        self, environment: SequenceEnvironment, oracle: Oracle, policy: nn.Module, config: ActorsConfig, *, seed: int
+        self,
+        environment: SequenceEnvironment,
+        oracle: Oracle,
+        policy: nn.Module,
+        config: ActorsConfig,
+        *,
+        seed: int,
+        precision: torch.dtype = torch.float32,
     ):
+        """`precision`: in which the policy's dense layers multiply."""
         self.environment, self.oracle, self.policy, self.config = environment, oracle, policy, config
+        self._precision = precision
         self.version = 0
         self._weights = FlatParameters(policy)
         self._rng = np.random.default_rng(seed)
@@ -156,7 +166,8 @@ class RolloutWorker:
     def _draw(self, count: int, intended: np.ndarray | None) -> Drawn:
         seed = int(self._rng.integers(2**63))
         start = time.perf_counter()
-        batch = self._trajectories(count, seed, intended)
+        with autocast(self._precision, torch.device("cpu")):
+            batch = self._trajectories(count, seed, intended)
         batch.policy_version[:] = self.version if intended is None else OFFLINE_VERSION
         batch.seed[:] = seed
         return Drawn(batch, time.perf_counter() - start)

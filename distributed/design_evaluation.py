@@ -4,6 +4,7 @@ Exact figures are of the law in which positions are revealed one at a time, in r
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +43,17 @@ MAX_REFERENCE = 2000
 """Offline sequences that designs are compared with."""
 
 
+class ExactReference(NamedTuple):
+    """What the exact figures need of the pretrained model."""
+
+    weights: torch.Tensor
+    """float32 [P]: its parameters."""
+    table: torch.Tensor
+    """float32 [S, L, V]: its `log_prob_table`."""
+    law: np.ndarray
+    """float64 [n]."""
+
+
 class DesignEvaluator:
     """Evaluates weights of a denoiser beside those it was pretrained to; the counterpart of `Evaluator`."""
 
@@ -68,6 +80,7 @@ class DesignEvaluator:
             if self._law is None
             else self._law.sample(MAX_REFERENCE, rng)
         )
+        self._reference_law: ExactReference | None = None
         if self.is_exact:
             self._enumerate()
 
@@ -91,9 +104,10 @@ class DesignEvaluator:
         """The exact law beside the optimum p* ∝ p_pre exp(r / alpha), and the objective beside its largest value."""
         self.load(weights)
         alpha = self.generator.objective_alpha
-        table, pretrained_table = exact.log_prob_table(self.denoiser), exact.log_prob_table(self.pretrained)
-        law, pretrained = (exact.any_order_law(t).numpy() for t in (table, pretrained_table))
-        path_kl = float(exact.path_kl(table, pretrained_table))
+        reference = self._exact_reference()
+        table, pretrained = exact.log_prob_table(self.denoiser), reference.law
+        law = exact.any_order_law(table).numpy()
+        path_kl = float(exact.path_kl(table, reference.table))
         best, objective_star = exact.optimum(pretrained, self.scores.astype(np.float64), alpha)
         mean = float(law @ self.scores)
         metrics = {
@@ -113,6 +127,14 @@ class DesignEvaluator:
             "target_mean_score": float(best @ self.scores),
         }
         return metrics, ExactLaw(law=law, target=best, scores=self.scores)
+
+    def _exact_reference(self) -> "ExactReference":
+        """Of the loaded pretrained model, which stays the same all through fine-tuning: computed once."""
+        vector = self._pretrained_weights.vector.detach()
+        if self._reference_law is None or not torch.equal(self._reference_law.weights, vector):
+            table = exact.log_prob_table(self.pretrained)
+            self._reference_law = ExactReference(vector.clone(), table, exact.any_order_law(table).numpy())
+        return self._reference_law
 
     def samples(
         self, weights: EvaluationWeights, count: int, *, seed: int, noise: bool = True,
@@ -202,9 +224,8 @@ class DesignEvaluator:
             return
         from distributed import plots
 
-        tables = [exact.log_prob_table(model) for model in (self.denoiser, self.pretrained)]
-        pretrained = exact.any_order_law(tables[1]).numpy()
-        alphas = np.geomspace(0.01, 2.0, 40)
-        points = exact.frontier(pretrained, self.scores.astype(np.float64), alphas)
-        reached = (float(exact.path_kl(*tables)), float(law.law @ self.scores))
+        reference, alphas = self._exact_reference(), np.geomspace(0.01, 2.0, 40)
+        points = exact.frontier(reference.law, self.scores.astype(np.float64), alphas)
+        path_kl = float(exact.path_kl(exact.log_prob_table(self.denoiser), reference.table))
+        reached = (path_kl, float(law.law @ self.scores))
         plots.frontier([(point.path_kl, point.reward) for point in points], reached, folder / "frontier.png")

@@ -30,6 +30,7 @@ from learner.dynamics import DynamicsModel
 from learner.forecast import ForecastConfig, ForecastLearner
 from learner.gflownet import GFlowNetLearner, resolve_device
 from learner.policy import Policy
+from learner.precision import resolve_precision
 
 logger = logging.getLogger(__name__)
 GIB = 2**30
@@ -134,11 +135,15 @@ def make_rollout_worker(config: ExperimentConfig, index: int, incarnation: int =
     if isinstance(config.generator, DrakesConfig):
         denoiser, sampling = make_denoiser(config), config.generator.rollout
         return DenoisingWorker(environment, oracle, denoiser, config.actors, sampling, seed=seed)
+    precision = resolve_precision(config.learner.precision, torch.device("cpu"))
     if isinstance(config.generator, ForecastConfig):
         assert isinstance(oracle, PathScorer)
         policy, count = make_policy(config, environment, oracle.task), config.generator.paths_per_window
-        return ForecastWorker(environment, oracle, policy, config.actors, paths_per_window=count, seed=seed)
-    return RolloutWorker(environment, oracle, make_policy(config, environment), config.actors, seed=seed)
+        return ForecastWorker(
+            environment, oracle, policy, config.actors, paths_per_window=count, seed=seed, precision=precision
+        )
+    policy = make_policy(config, environment)
+    return RolloutWorker(environment, oracle, policy, config.actors, seed=seed, precision=precision)
 
 
 def make_replay_buffer(config: ExperimentConfig) -> ReplayBuffer:

@@ -42,6 +42,12 @@ class Trajectories(Protocol):
     def __getitem__(self, rows: slice) -> "Trajectories": ...
 
 
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """`array` as a tensor on `device`; to a GPU from page-locked memory, without waiting for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 class TensorBatch:
     """Trajectories on the learner's device, with the index of their distinct prefixes.
 
@@ -55,17 +61,16 @@ class TensorBatch:
         size = num_symbols(num_actions, thought_context)
         self.contexts, of_context = np.unique(batch.contexts, return_inverse=True)
         """int [n]: numbers of the distinct windows; `of_context` int64 [B] is the row of each trajectory's."""
-        self.of_context = torch.from_numpy(of_context).to(device)
+        self.of_context = to_device(of_context, device)
         index = index_prefixes(pairs, batch.num_steps, size, finished=finished, contexts=of_context)
-        self.rows = torch.from_numpy(index.rows).to(device)
-        self.inverse = torch.from_numpy(index.inverse).to(device)
-        self.tokens = torch.from_numpy(batch.tokens.astype(np.int64)).to(device)
-        self.actions = torch.from_numpy(batch.actions.astype(np.int64)).to(device)
-        self.num_steps = torch.from_numpy(batch.num_steps.astype(np.int64)).to(device)
-        self.scores = torch.from_numpy(np.array(batch.scores, dtype=np.float32)).to(device)
-        self.log_behaviour = torch.from_numpy(np.array(batch.log_behaviour, dtype=np.float32)).to(device)
+        self.rows, self.inverse = to_device(index.rows, device), to_device(index.inverse, device)
+        self.tokens = to_device(batch.tokens.astype(np.int64), device)
+        self.actions = to_device(batch.actions.astype(np.int64), device)
+        self.num_steps = to_device(batch.num_steps.astype(np.int64), device)
+        self.scores = to_device(np.array(batch.scores, dtype=np.float32), device)
+        self.log_behaviour = to_device(np.array(batch.log_behaviour, dtype=np.float32), device)
         self.mask = step_mask(self.num_steps, self.tokens.shape[1])
-        self._pairs = torch.from_numpy(pairs).to(device)
+        self._pairs = to_device(pairs, device)
 
     def symbols(self, thought_context: bool) -> Tensor:
         """What a network with or without a thought context reads, int64 [B, T]."""

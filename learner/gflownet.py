@@ -23,6 +23,7 @@ from learner.objectives.balance import end_flows
 from learner.objectives.config import ObjectiveConfig
 from learner.objectives.losses import StepLogProbs, objective_loss
 from learner.policy import Policy, PolicyOutputs
+from learner.precision import Precision, autocast, resolve_precision
 from learner.rewards import RewardConfig, log_reward
 from learner.schedules import learning_rate_factor
 from learner.space import SequenceSpace
@@ -46,8 +47,9 @@ class LearnerConfig(StrictConfig):
     """L2 norm to which gradients are clipped."""
     ema_decay: float = Field(0.995, ge=0, lt=1)
     """Decay per learner step of the averaged policy that is evaluated and sampled; 0: no averaging."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the networks; losses and weights are always float32."""
+    precision: Precision = "float32"
+    """Arithmetic of the networks in training and rollouts; auto: bfloat16 where the processor multiplies it natively (AVX-512
+    BF16, AMX, recent GPUs), else float32. Losses and weights are always float32, and so is every evaluation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the learner computes; auto: the GPU if there is one."""
 
@@ -85,6 +87,7 @@ class GFlowNetLearner:
         self.space, self.objective, self.reward, self.config = space, objective, reward, learner
         self.dynamics_config, self.total_steps = dynamics, total_steps
         self.device = resolve_device(learner.device)
+        self.precision = resolve_precision(learner.precision, self.device)
         self.uses_dynamics = objective.uses_dynamics
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -171,8 +174,7 @@ class GFlowNetLearner:
         return None
 
     def _autocast(self) -> torch.autocast:
-        enabled = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        return autocast(self.precision, self.device)
 
     def _dynamics_step(self, batch: TensorBatch) -> Tensor:
         """Cross-entropy of the realised tokens, in nats a step; one Adam step."""

@@ -139,7 +139,7 @@ def one_hot_features(network: PrefixMLP, prefix: Sequence[int]) -> np.ndarray:
 def mlp_outputs(network: PrefixMLP, prefix: Sequence[int]) -> np.ndarray:
     """float64 [O]: the dense MLP on the flattened, masked one-hot prefix."""
     weights = {name: p.detach().cpu().double().numpy() for name, p in network.named_parameters()}
-    x = one_hot_features(network, prefix) @ weights["embedding"][:-1] + weights["position_bias"][len(prefix)]
+    x = one_hot_features(network, prefix) @ weights["embedding"] + weights["position_bias"][len(prefix)]
     if "widen.weight" in weights:
         x = weights["widen.weight"] @ x + weights["widen.bias"]
     x = np.maximum(x, 0)

@@ -78,9 +78,8 @@ class PrefixMLP(PrefixNetwork):
                 f"length {self.num_steps}; at most {MAX_EMBEDDINGS:,} are allowed: use smaller sizes or []"
             )
         self.offsets = [sum(sizes[:i]) for i in range(len(sizes))]
-        self.padding = sum(sizes)  # one row that stays zero: a k-mer that would start before the sequence
         hidden, width = config.hidden_size, config.embedding_size or config.hidden_size
-        self.embedding = nn.Parameter(torch.zeros(self.padding + 1, width))
+        self.embedding = nn.Parameter(torch.zeros(sum(sizes), width))
         nn.init.normal_(self.embedding.data[: sizes[0]], std=self.num_steps**-0.5)
         self.widen = nn.Identity() if config.embedding_size is None else nn.Linear(width, hidden)
         self.position_bias = nn.Parameter(torch.randn(self.num_steps + 1, width) * 0.1)
@@ -88,11 +87,19 @@ class PrefixMLP(PrefixNetwork):
         self.head = nn.Linear(hidden, num_outputs)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.starts: Tensor
+        self.within: Tensor
+        within = torch.tensor(self.kmer_sizes) <= torch.arange(1, self.num_steps + 1)[:, None]
+        self.register_buffer("within", within.flatten().nonzero().squeeze(1), persistent=False)
+        self.register_buffer("starts", within.sum(1).cumsum(0) - within.sum(1), persistent=False)
 
     def forward(self, symbols: Tensor, rows: Tensor, context: Context | None = None) -> Tensor:
         """Outputs [N, O] of the prefixes at flat positions `rows` int64 [N] (b*(T+1) + t) of `symbols` int64 [B, T]."""
         batch, steps = symbols.shape
-        embedded = self._embed(self._kmer_rows(symbols)).view(batch, steps, -1)
+        kmers = self._kmers(symbols, torch.arange(steps, device=symbols.device), self.kmer_sizes)
+        inside = kmers.view(batch, -1).index_select(1, self.within)  # no k-mer starts before the sequence
+        bags = torch.arange(batch, device=symbols.device)[:, None] * inside.shape[1] + self.starts
+        embedded = self._embed(inside.flatten(), bags.flatten()).view(batch, steps, -1)
         sums = nn.functional.pad(embedded.cumsum(1), (0, 0, 1, 0)) + self.position_bias
         return self._dense(sums.view(batch * (steps + 1), -1).index_select(0, rows))
 
@@ -105,7 +112,8 @@ class PrefixMLP(PrefixNetwork):
     def extend(self, state: MLPState, parents: Tensor, symbols: Tensor) -> MLPState:
         """The prefixes `parents[i]` int64 [N'] followed by `symbols[i]` int64 [N']."""
         window = torch.cat([state.recent[parents], symbols[:, None]], 1)
-        added = self._embed(self._kmer_rows(window, at=state.depth))
+        sizes = tuple(k for k in self.kmer_sizes if k <= state.depth + 1)
+        added = self._embed(self._kmers(window, torch.tensor([state.depth], device=window.device), sizes)[:, -1])
         return MLPState(state.running_sum[parents] + added, window[:, 1:], state.depth + 1)
 
     def outputs(self, state: MLPState) -> Tensor:
@@ -118,24 +126,23 @@ class PrefixMLP(PrefixNetwork):
             x = x + torch.relu(layer(x))
         return self.head(x)
 
-    def _embed(self, kmer_rows: Tensor) -> Tensor:
-        return nn.functional.embedding_bag(kmer_rows, self.embedding, mode="sum", padding_idx=self.padding)
+    def _embed(self, kmers: Tensor, bags: Tensor | None = None) -> Tensor:
+        """Sums of rows of the table; its gradient is sparse, and `FlatParameters` adds it to the dense one in place."""
+        return nn.functional.embedding_bag(kmers, self.embedding, bags, mode="sum", sparse=True)
 
-    def _kmer_rows(self, tokens: Tensor, at: int | None = None) -> Tensor:
-        """Embedding rows int64 [n, K] of the k-mers that end at each position of `tokens`, or at step `at` of its windows."""
-        if at is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
-        else:
-            positions = torch.tensor([at], device=tokens.device)
+    def _kmers(self, tokens: Tensor, positions: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        """Embedding rows int64 [n, w, K] of the k-mers of `sizes` that end at each of `tokens` int64 [n, w].
+
+        `positions` int64 [w] or [1]: where they are in the sequence. Rows of k-mers that start before `tokens` mean nothing.
+        """
         width, columns, codes = tokens.shape[1], [], torch.zeros_like(tokens)
-        for lag in range(max(self.kmer_sizes)):
+        for lag in range(max(sizes)):
             shifted = tokens if lag == 0 else nn.functional.pad(tokens[:, : width - lag], (lag, 0))
             codes = codes + shifted * self.num_actions**lag
-            if lag + 1 in self.kmer_sizes:
+            if lag + 1 in sizes:
                 offset = self.offsets[self.kmer_sizes.index(lag + 1)]
-                rows = offset + positions * self.num_actions ** (lag + 1) + (codes if at is None else codes[:, -1:])
-                columns.append(torch.where(positions >= lag, rows, self.padding))
-        return torch.stack(columns, -1).view(-1, len(columns))
+                columns.append(offset + positions * self.num_actions ** (lag + 1) + codes)
+        return torch.stack(columns, -1)
 
 
 def _kmer_sizes(space: SequenceSpace, config: MLPConfig) -> list[int]:

@@ -11,18 +11,24 @@ from rich.console import Console
 from rich.table import Table
 
 from distributed.training_loop import git_commit
-from tests.benchmarks import drakes, forecast, runs, scaling, speed, sweeps
+from tests.benchmarks import costs, drakes, forecast, runs, scaling, speed, sweeps, time_to_quality
 
 BENCHMARKS = {
+    "actors": costs.actors,
+    "buffer": costs.buffer,
     "drakes_motifs": drakes.motifs,
     "drakes_pretraining": drakes.pretraining,
+    "drakes_steps": costs.drakes_steps,
     "drakes_tfbind8": drakes.tfbind8,
     "forecast": forecast.forecast,
     "one_core": speed.one_core,
     "quality": runs.quality,
     "ray_overhead": runs.ray_overhead,
     "scaling": scaling.scaling,
+    "shapes": speed.shapes,
+    "start_up": costs.start_up,
     "sweep_overhead": sweeps.sweep_overhead,
+    "time_to_quality": time_to_quality.time_to_quality,
 }
 
 

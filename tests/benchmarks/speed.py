@@ -1,32 +1,53 @@
 """Speed of one core, in CPU seconds: sampling, training, and the share of the machine's matrix-multiplication peak."""
 
+import itertools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from torch import nn
 
 from actors.rollout import draw_trajectories
 from actors.trajectories import TrajectoryBatch
 from distributed.config import DEFAULT_CONFIG, ExperimentConfig, validate
 from distributed.experiment import make_environment, make_learner, make_oracle, make_policy
 from learner.networks.prefixes import index_prefixes
-from tests.benchmarks.baseline import NaiveSGFN
+from learner.networks.transformer import TransformerConfig
+from learner.precision import autocast, resolve_precision
+from tests.benchmarks.baseline import NaiveSGFN, Transformer, mlp
 
 BATCH = 256
+SAMPLED = 1024
 NETWORK = {"hidden_size": 256, "num_layers": 3, "kmer_sizes": []}
 """3×256, as the published figures of other programs have it: no k-mer embeddings."""
 
 
-def config(*, dynamics: bool) -> ExperimentConfig:
-    """The default task with a 3×256 policy, and a 3×256 dynamics model or none."""
+TRANSFORMER = {"name": "transformer", "hidden_size": 64, "num_layers": 2, "num_heads": 4}
+
+
+def config(
+    *,
+    dynamics: bool,
+    network: dict[str, Any] = NETWORK,
+    batch_size: int = BATCH,
+    noise: float = 0.25,
+    length: int = 8,
+    objective: str | None = None,
+    precision: str = "float32",
+) -> ExperimentConfig:
+    """The default task with a policy and a dynamics model (or none) of one shape, for strings of any length."""
     values = yaml.safe_load(DEFAULT_CONFIG.read_text())
+    if length != 8:
+        values["oracle"] = {"name": "motifs", "motifs": ["HNF1A"]}
+    values["environment"] |= {"noise": noise, "length": length}
     values |= {
-        "objective": {"name": "sgfn_db" if dynamics else "gfn_db"},
-        "network": NETWORK,
-        "dynamics": {"batch_size": BATCH, "network": NETWORK},
-        "learner": {"batch_size": BATCH, "device": "cpu"},
+        "objective": {"name": objective or ("sgfn_db" if dynamics else "gfn_db")},
+        "network": network,
+        "dynamics": {"batch_size": batch_size, "network": network},
+        "learner": {"batch_size": batch_size, "device": "cpu", "precision": precision},
     }
     return validate(values)
 
@@ -72,48 +93,112 @@ def dense_flops(settings: ExperimentConfig, batch: TrajectoryBatch) -> float:
     return rows * (3 * policy + (4 * dynamics if settings.objective.name != "gfn_db" else 0))
 
 
-def sampling(seconds: float) -> dict[str, float]:
-    """Trajectories sampled a CPU second, beside the baseline."""
-    settings = config(dynamics=True)
+def naive(settings: ExperimentConfig) -> NaiveSGFN:
+    """The baseline with networks of the same shape."""
+    network, environment = settings.network, make_environment(settings)
+
+    def trunk(inputs: int, outputs: int) -> nn.Module:
+        if isinstance(network, TransformerConfig):
+            steps = settings.environment.length
+            return Transformer(steps, inputs, outputs, network.hidden_size, network.num_layers)
+        return mlp(inputs, outputs, network.hidden_size, network.num_layers)
+
+    return NaiveSGFN(environment, trunk, dynamics=settings.objective.uses_dynamics)
+
+
+def sampling(settings: ExperimentConfig, seconds: float) -> dict[str, float]:
+    """Trajectories sampled a CPU second, beside the baseline; 1,024 a call, or the batch if that is larger."""
     environment, rng = make_environment(settings), np.random.default_rng(0)
-    policy, naive = make_policy(settings, environment), NaiveSGFN(environment, 256, 3)
+    policy, plain = make_policy(settings, environment), naive(settings)
+    count = max(SAMPLED, settings.learner.batch_size)
+    cpu = torch.device("cpu")
+    precision = resolve_precision(settings.learner.precision, cpu)
 
     def ours() -> int:
-        return len(draw_trajectories(policy, environment, environment.noise, 1024, rng))
+        with autocast(precision, cpu):
+            return len(draw_trajectories(policy, environment, environment.noise, count, rng))
 
     rate = cpu_rate(ours, seconds)
-    plain = cpu_rate(lambda: len(naive.sample(1024, rng)[0]), seconds)
-    return {"sampled_per_cpu_second": rate, "sampled_baseline": plain, "sampled_ratio": rate / plain}
+    baseline = cpu_rate(lambda: len(plain.sample(count, rng)[0]), seconds)
+    return {"sampled_per_cpu_second": rate, "sampled_baseline": baseline, "sampled_ratio": rate / baseline}
 
 
-def training(seconds: float) -> dict[str, float]:
-    """Trajectories trained a CPU second with and without dynamics model, beside the baseline and the GEMM peak."""
-    figures = {"gemm_gflops": gemm_gflops(seconds)}
-    for name, dynamics in (("with_dynamics", True), ("without_dynamics", False)):
-        settings = config(dynamics=dynamics)
-        batch, replayed = trajectories(settings, BATCH), trajectories(settings, BATCH)
-        learner = make_learner(settings)
+def training(settings: ExperimentConfig, seconds: float) -> dict[str, float]:
+    """Trajectories trained a CPU second, beside the baseline; dynamics and policy have a batch each."""
+    size = settings.learner.batch_size
+    batch, replayed = trajectories(settings, size), trajectories(settings, size)
+    learner, plain = make_learner(settings), naive(settings)
 
-        def step(learner=learner, batch=batch, replayed=replayed if dynamics else None) -> int:
-            learner.update(batch, replayed)
-            return BATCH
+    def step() -> int:
+        learner.update(batch, replayed if settings.objective.uses_dynamics else None)
+        return size
 
-        rate = cpu_rate(step, seconds)
-        share = dense_flops(settings, batch) * rate / BATCH / 1e9 / figures["gemm_gflops"]
-        figures |= {f"trained_per_cpu_second_{name}": rate, f"gemm_share_{name}": share}
-    naive, reward = NaiveSGFN(make_environment(settings), 256, 3), settings.reward
+    def plain_step() -> int:
+        plain.update(batch, settings.reward)
+        return size
 
-    def naive_step() -> int:
-        naive.update(batch, reward)
-        return BATCH
-
-    figures["trained_baseline"] = cpu_rate(naive_step, seconds)
-    figures["trained_ratio"] = figures["trained_per_cpu_second_with_dynamics"] / figures["trained_baseline"]
-    return figures
+    rate, baseline = cpu_rate(step, seconds), cpu_rate(plain_step, seconds)
+    return {"trained_per_cpu_second": rate, "trained_baseline": baseline, "trained_ratio": rate / baseline}
 
 
 def one_core(quick: bool) -> dict[str, float]:
-    """All of the above on one thread."""
+    """3×256, batch 256, on one thread: rates, and the share of the matrix-multiplication peak."""
     torch.set_num_threads(1)
     seconds = 1.0 if quick else 8.0
-    return sampling(seconds) | training(seconds)
+    peak = gemm_gflops(seconds)
+    figures = {"gemm_gflops": peak}
+    for precision in ("float32", "bfloat16"):
+        found = sampling(config(dynamics=True, precision=precision), seconds)
+        figures |= {f"{key}_{precision}": value for key, value in found.items()}
+    for dynamics, precision in itertools.product((True, False), ("float32", "bfloat16")):
+        settings = config(dynamics=dynamics, precision=precision)
+        name = f"{'with' if dynamics else 'without'}_dynamics_{precision}"
+        found = training(settings, seconds)
+        useful = dense_flops(settings, trajectories(settings, BATCH)) / BATCH
+        found["gemm_share"] = useful * found["trained_per_cpu_second"] / 1e9 / peak
+        figures |= {f"{key}_{name}": value for key, value in found.items()}
+    return figures
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "3x256": {},
+    "2x256": {"network": NETWORK | {"num_layers": 2}},
+    "3x2048_batch_32": {"network": NETWORK | {"hidden_size": 2048}, "batch_size": 32},
+    "3x2048_batch_32_bfloat16": {
+        "network": NETWORK | {"hidden_size": 2048},
+        "batch_size": 32,
+        "precision": "bfloat16",
+    },
+    "3x2048_batch_32_without_dynamics_bfloat16": {
+        "network": NETWORK | {"hidden_size": 2048},
+        "batch_size": 32,
+        "dynamics": False,
+        "precision": "bfloat16",
+    },
+    "batch_16": {"batch_size": 16},
+    "batch_2048": {"batch_size": 2048},
+    "noiseless_without_dynamics": {"noise": 0, "dynamics": False},
+    "2x256_tb_without_dynamics": {
+        "noise": 0,
+        "dynamics": False,
+        "network": NETWORK | {"num_layers": 2},
+        "objective": "tb",
+    },
+    "default_network": {"network": {}},
+    "transformer": {"network": TRANSFORMER},
+    "length_64": {"length": 64},
+    "transformer_length_64": {"network": TRANSFORMER, "length": 64, "batch_size": 64},
+}
+"""What differs from 3×256, batch 256, noise .25, with dynamics model, T = 8; the others are those of the published figures."""
+
+
+def shapes(quick: bool) -> dict[str, float]:
+    """Rates on one thread by network, batch, noise, model of the dynamics and length, each beside the baseline's."""
+    torch.set_num_threads(1)
+    seconds = 0.3 if quick else 3.0
+    figures = {}
+    for name, changes in SHAPES.items():
+        settings = config(**{"dynamics": True} | changes)
+        found = sampling(settings, seconds) | training(settings, seconds)
+        figures |= {f"{name}.{key}": value for key, value in found.items() if not key.endswith("baseline")}
+    return figures

@@ -4,6 +4,8 @@ Frequencies are judged by chi-square tests at level 1e-4 with fixed seeds; a new
 10,000 tests.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -128,6 +130,28 @@ def test_prioritised_sampling_follows_the_scores(exponent):
     assert stats.chisquare(seen[positive], law).pvalue > FALSE_ALARM
     uniform = np.bincount(buffer.sample(20_000).seed, minlength=6)
     assert stats.chisquare(uniform).pvalue > FALSE_ALARM
+
+
+def test_remembered_priorities_are_those_of_the_stored_scores(tmp_path: Path):
+    """Over additions, evictions, a new largest score, its eviction, and a restart, draw for draw."""
+    rng = np.random.default_rng(3)
+    buffer = make_buffer(capacity=10, priority_exponent=3.0)
+    for number in range(30):
+        drawn = rng.random(rng.integers(1, 14)) * (5 if number == 12 else 1)
+        batch = scored(*drawn)
+        for name in ("tokens", "actions", "contexts"):
+            getattr(batch, name)[:] = 0
+        batch.num_steps[:] = 3
+        buffer.add(batch, "a", number)
+        if number % 3 == 0:
+            continue  # not every addition is followed by a draw
+        if number == 20:
+            buffer.save(tmp_path / "buffer.npz")
+            buffer = make_buffer(capacity=10, priority_exponent=3.0)
+            buffer.load(tmp_path / "buffer.npz")
+        buffer.sample(4, prioritised=True)
+        scores = buffer._online.arrays["scores"][: len(buffer)].astype(np.float64)
+        np.testing.assert_array_equal(buffer._priorities(), (scores / scores.max()) ** 3)
 
 
 @pytest.mark.parametrize(("uniform", "expected"), [(0.0, 1), (np.nextafter(1, 0), 3)])

@@ -10,6 +10,7 @@ from actors.environments.noise import UniformSubstitution
 from actors.trajectories import TrajectoryBatch
 from learner.checkpoint import load_checkpoint, save_checkpoint
 from learner.gflownet import GFlowNetLearner, resolve_device
+from learner.precision import resolve_precision
 from tests.reference import draw_paths, fixed_space, small_learner, variable_space
 
 SPACE = variable_space(2, 4, 1)
@@ -137,6 +138,25 @@ def test_bfloat16_stays_close_to_float32():
     assert not np.array_equal(full.weights(), half.weights())
     assert half.policy_weights.vector.dtype == torch.float32
     np.testing.assert_allclose(half.weights(), full.weights(), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True, "avx512_bf16": False}, torch.bfloat16),
+        ({"avx2": True, "avx512_bf16": False}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_auto_is_the_precision_that_the_processor_multiplies_natively(monkeypatch, capabilities, expected):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert resolve_precision("auto", cpu) == expected
+    assert resolve_precision("float32", cpu) == torch.float32
+    assert resolve_precision("bfloat16", cpu) == torch.bfloat16
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in older versions of PyTorch
+    assert resolve_precision("auto", cpu) == torch.float32
 
 
 def test_device_is_resolved():
