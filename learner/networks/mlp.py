@@ -10,6 +10,7 @@ Shapes: B batch, T steps, N prefixes, A actions, E embedding, H hidden, O output
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -89,9 +90,10 @@ class PrefixMLP(PrefixNetwork):
         nn.init.zeros_(self.head.bias)
         self.starts: Tensor
         self.within: Tensor
-        within = torch.tensor(self.kmer_sizes) <= torch.arange(1, self.num_steps + 1)[:, None]
-        self.register_buffer("within", within.flatten().nonzero().squeeze(1), persistent=False)
-        self.register_buffer("starts", within.sum(1).cumsum(0) - within.sum(1), persistent=False)
+        within = np.array(self.kmer_sizes) <= np.arange(1, self.num_steps + 1)[:, None]
+        starts = within.sum(1).cumsum() - within.sum(1)
+        self.register_buffer("within", torch.from_numpy(np.flatnonzero(within)), persistent=False)
+        self.register_buffer("starts", torch.from_numpy(starts), persistent=False)
 
     def forward(self, symbols: Tensor, rows: Tensor, context: Context | None = None) -> Tensor:
         """Outputs [N, O] of the prefixes at flat positions `rows` int64 [N] (b*(T+1) + t) of `symbols` int64 [B, T]."""
