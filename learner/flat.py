@@ -44,7 +44,9 @@ class FlatParameters:
 
         Raises ValueError if its size is not P.
         """
-        source = torch.tensor(vector) if isinstance(vector, np.ndarray) else vector
-        if source.shape != self.vector.shape:
-            raise ValueError(f"weights of {tuple(source.shape)} values do not fit a network of {self.vector.numel()}")
-        self.vector.data.copy_(source)
+        if tuple(vector.shape) != tuple(self.vector.shape):
+            raise ValueError(f"weights of {tuple(vector.shape)} values do not fit a network of {self.vector.numel()}")
+        if isinstance(vector, np.ndarray) and self.vector.device.type == "cpu":
+            self.vector.data.numpy()[:] = vector  # one copy, also from arrays that are read-only
+        else:
+            self.vector.data.copy_(torch.as_tensor(vector))

@@ -154,7 +154,7 @@ def start_up(quick: bool) -> dict[str, float]:
             words = [
                 "--run.name", name, "--run.backend", backend, "--actors.num_rollout_actors", str(count), "--actors.num_cpus",
                 "0.1", "--actors.learner_num_cpus", "0.5", "--tracking.log_every_steps", "1", "--evaluation.exact", "never",
-                "--evaluation.every_steps", "100000", "--run.num_learner_steps", "40" if quick else "800",
+                "--evaluation.every_steps", "100000", "--run.num_learner_steps", "40" if quick else "400",
             ]  # fmt: skip
             started = time.time()
             subprocess.run(command("run", *words), cwd=folder, env=environment(), capture_output=True, check=True)
