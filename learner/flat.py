@@ -49,4 +49,4 @@ class FlatParameters:
         if isinstance(vector, np.ndarray) and self.vector.device.type == "cpu":
             self.vector.data.numpy()[:] = vector  # one copy, also from arrays that are read-only
         else:
-            self.vector.data.copy_(torch.as_tensor(vector))
+            self.vector.data.copy_(torch.tensor(vector) if isinstance(vector, np.ndarray) else vector)
