@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -42,19 +43,20 @@ def pretraining(quick: bool) -> dict[str, float]:
     kept, num_steps = lower_half(), 30 if quick else NUM_STEPS
     data = exact.all_strings(4, LENGTH)[kept]
     trainer = Pretrainer(Denoiser(4, LENGTH, NETWORK), PretrainingConfig(num_steps=num_steps, **PRETRAINING))
-    start = time.process_time()
-    for _ in range(num_steps):
-        trainer.step(trainer.draw(data))
-    seconds = time.process_time() - start
-    with torch.no_grad():
-        table = exact.log_prob_table(trainer.averaged_denoiser())
-        both_strands = exact.of_both_strands(table)
-    law, symmetric = exact.any_order_law(table), exact.any_order_law(both_strands)
-    return {
-        "training_cpu_seconds": seconds,
+    figures: dict[str, float] = {"data_entropy": float(np.log(len(data)))}
+    seconds = 0.0
+    for start, end in pairwise([0, num_steps // 6, num_steps // 2, num_steps]):
+        begun = time.process_time()
+        for _ in range(start, end):
+            trainer.step(trainer.draw(data))
+        seconds += time.process_time() - begun
+        with torch.no_grad():
+            table = exact.log_prob_table(trainer.averaged_denoiser())
+        law = exact.any_order_law(table)
+        figures |= {f"cpu_seconds_{end}": seconds, f"nll_{end}": float(-law[kept].log().mean())}
+    symmetric = exact.any_order_law(exact.of_both_strands(table))
+    return figures | {
         "ms_a_step": 1e3 * seconds / num_steps,
-        "data_entropy": float(np.log(len(data))),
-        "nll": float(-law[kept].log().mean()),
         "nll_of_both_strands": float(-symmetric[kept].log().mean()),
         "nelbo": float(exact.nelbo_of_all(table)[kept].mean()),
         "mass_on_data": float(law[kept].sum()),

@@ -19,10 +19,11 @@ from distributed.config import ExperimentConfig
 from distributed.config_keys import describe_fields, validate_section
 from distributed.search_space import check_space
 from distributed.sweep_config import SweepConfig
+from tests.benchmarks.__main__ import BENCHMARKS
 from tests.glossary import NAMES, keys, unexplained
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+README, CONTRIBUTING = (ROOT / "README.md").read_text(), (ROOT / "CONTRIBUTING.md").read_text()
 COMMANDS = [
     line.strip()
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -37,11 +38,11 @@ GUIDE_COMMANDS = sorted(
         for guide in (ROOT / "docs").glob("*.md")
         if guide.name not in TOLD_IN_ORDER
         for line in guide.read_text().splitlines()
-        if line.strip().startswith("python -m")
+        if line.strip().startswith("python -m") and "tests.benchmarks" not in line
     }
     - set(COMMANDS)
 )
-"""Those of docs/ that the README has not."""
+"""Those of docs/ that the README has not; benchmarks take minutes to hours, and have a test below."""
 SHORT = shlex.split(
     "--run.num_learner_steps 24 --evaluation.num_samples 64 --network.hidden_size 16 --network.num_layers 2"
 )
@@ -61,7 +62,7 @@ def execute(command: str, folder: Path) -> subprocess.CompletedProcess:
         words += [*SHORT, "--tracking.mlflow", "false"]
         if command not in ON_RAY and "--run.backend" not in words:
             words += ["--run.backend", "serial"]
-    if "drakes" in command:
+    if "tune_configs/drakes" in command:
         words += shlex.split("--generator.pretraining.num_steps 12 --evaluation.exact never --run.backend serial")
         words += shlex.split("--replay.offline_size 500")
     if words[2] == "distributed.sweep" and not {"--resume", "--help"} & set(words):
@@ -307,9 +308,19 @@ def test_guides_are_reached_from_the_readme():
     assert [guide.name for guide in (ROOT / "docs").glob("*.md") if f"docs/{guide.name})" not in README] == []
 
 
+def test_benchmarks_that_are_quoted_exist():
+    texts = [README, *(guide.read_text() for guide in (ROOT / "docs").glob("*.md")), CONTRIBUTING]
+    quoted = {name for text in texts for name in re.findall(r"tests\.benchmarks[^`#\n]*?--only\s+(\w+)", text)}
+    assert len(quoted) > 5
+    assert quoted <= BENCHMARKS.keys()
+
+
 def test_quick_benchmarks_write_flat_json(tmp_path):
-    done = execute("python -m tests.benchmarks --quick --only one_core --json figures.json", tmp_path)
+    names = ("one_core", "buffer", "drakes_steps")
+    only = " ".join(f"--only {name}" for name in names)
+    done = execute(f"python -m tests.benchmarks --quick {only} --json figures.json", tmp_path)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["one_core.trained_ratio"] > 0
+    assert figures["one_core.trained_ratio_with_dynamics_float32"] > 0
+    assert {key.split(".")[0] for key in figures} == {*names, "machine", "git_commit"}
     assert all(not isinstance(value, dict) for value in figures.values())
