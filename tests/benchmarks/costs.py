@@ -77,7 +77,7 @@ def _beside(name: str, ours: Callable[[], int], plain: Callable[[], int], second
 
 
 def actors(quick: bool) -> dict[str, float]:
-    """Broadcasts to real actors, beside a copy in memory, and the memory of an actor of the default network.
+    """Broadcasts of 3×2048 units to real actors, beside a copy in memory, and an actor's memory besides those weights.
 
     Weights go through the object store once; an actor maps them, and copies them into its network.
     """
