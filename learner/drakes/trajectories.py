@@ -24,11 +24,12 @@ def trajectory_log_probs(model: TokenModel, tokens: Tensor, reveal_steps: Tensor
     now, hidden = plan.rounds == numbers, plan.rounds >= numbers
     number, row = now.any(2).nonzero(as_tuple=True)
     now, hidden = now[number, row], hidden[number, row]
-    states = torch.where(hidden, model.num_tokens, tokens[row])
+    drawn = tokens[row]
+    states = torch.where(hidden, model.num_tokens, drawn)
     size = max(1, CHUNK // tokens.shape[1])
     parts = [
-        model.log_probs(encode(some, model.num_tokens)).gather(-1, drawn[..., None]).squeeze(-1)
-        for some, drawn in zip(states.split(size), tokens[row].split(size), strict=True)
+        model.log_probs(encode(some, model.num_tokens)).gather(-1, theirs[..., None]).squeeze(-1)
+        for some, theirs in zip(states.split(size), drawn.split(size), strict=True)
     ]
     chosen = torch.cat(parts)
     return torch.zeros(tokens.shape, device=tokens.device).index_add(0, row, torch.where(now, chosen, 0.0))

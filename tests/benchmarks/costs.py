@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from learner.drakes.denoiser import Denoiser, DenoiserConfig, encode, frozen_cop
 from learner.drakes.fine_tuning import RolloutConfig, reinforce_loss, rollout
 from learner.drakes.pretraining import Pretrainer, PretrainingConfig
 from tests.benchmarks.runs import command, environment
-from tests.benchmarks.speed import NETWORK, config, cpu_rate, trajectories
+from tests.benchmarks.speed import NETWORK, beside, config, cpu_rate, trajectories
 
 ROWS = 1024
 LENGTH = 8
@@ -68,12 +67,7 @@ def buffer(quick: bool) -> dict[str, float]:
     while len(ours) < ours.config.capacity:
         add()
         append()
-    return _beside("added", add, append, seconds) | _beside("drawn", draw, choose, seconds)
-
-
-def _beside(name: str, ours: Callable[[], int], plain: Callable[[], int], seconds: float) -> dict[str, float]:
-    rate, baseline = cpu_rate(ours, seconds), cpu_rate(plain, seconds)
-    return {f"{name}_per_cpu_second": rate, f"{name}_baseline": baseline, f"{name}_ratio": rate / baseline}
+    return beside("added", add, append, seconds) | beside("drawn", draw, choose, seconds)
 
 
 def actors(quick: bool) -> dict[str, float]:

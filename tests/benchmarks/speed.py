@@ -61,6 +61,12 @@ def cpu_rate(work: Callable[[], int], seconds: float) -> float:
     return done / (time.process_time() - start)
 
 
+def beside(name: str, ours: Callable[[], int], plain: Callable[[], int], seconds: float) -> dict[str, float]:
+    """The rate of `ours`, that of the baseline, and their ratio."""
+    rate, baseline = cpu_rate(ours, seconds), cpu_rate(plain, seconds)
+    return {f"{name}_per_cpu_second": rate, f"{name}_baseline": baseline, f"{name}_ratio": rate / baseline}
+
+
 def gemm_gflops(seconds: float) -> float:
     """Best float32 rate of one core, in GFLOP/s, over the shapes that the learner uses and larger ones."""
     best = 0.0
@@ -118,9 +124,7 @@ def sampling(settings: ExperimentConfig, seconds: float) -> dict[str, float]:
         with autocast(precision, cpu):
             return len(draw_trajectories(policy, environment, environment.noise, count, rng))
 
-    rate = cpu_rate(ours, seconds)
-    baseline = cpu_rate(lambda: len(plain.sample(count, rng)[0]), seconds)
-    return {"sampled_per_cpu_second": rate, "sampled_baseline": baseline, "sampled_ratio": rate / baseline}
+    return beside("sampled", ours, lambda: len(plain.sample(count, rng)[0]), seconds)
 
 
 def training(settings: ExperimentConfig, seconds: float) -> dict[str, float]:
@@ -137,8 +141,7 @@ def training(settings: ExperimentConfig, seconds: float) -> dict[str, float]:
         plain.update(batch, settings.reward)
         return size
 
-    rate, baseline = cpu_rate(step, seconds), cpu_rate(plain_step, seconds)
-    return {"trained_per_cpu_second": rate, "trained_baseline": baseline, "trained_ratio": rate / baseline}
+    return beside("trained", step, plain_step, seconds)
 
 
 def one_core(quick: bool) -> dict[str, float]:
