@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -302,6 +303,14 @@ def test_shared_memory_holds_the_object_store_of_ray():
 
 def cluster_values() -> dict[str, Any]:
     return yaml.safe_load(CLUSTER.read_text())
+
+
+def test_a_host_is_set_up_by_what_the_project_itself_depends_on():
+    """A name that is no dependency would never be there, and each start of a host would install everything again."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    dependencies = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    (imported,) = re.findall(r'python -c "import (.*?)"', "\n".join(cluster_values()["setup_commands"]))
+    assert set(imported.split(", ")) <= dependencies
 
 
 def test_ray_up_would_take_cluster_yaml():
