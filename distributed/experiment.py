@@ -29,6 +29,7 @@ from learner.drakes.learner import DrakesLearner
 from learner.dynamics import DynamicsModel
 from learner.forecast import ForecastConfig, ForecastLearner
 from learner.gflownet import GFlowNetLearner, resolve_device
+from learner.memory import keep_freed_memory
 from learner.policy import Policy
 from learner.precision import resolve_precision
 
@@ -86,6 +87,7 @@ def make_denoiser(config: ExperimentConfig) -> Denoiser:
 
 def make_learner(config: ExperimentConfig, *, device: str | None = None) -> Learner:
     """The learner, at step 0, on `learner.device` unless told otherwise."""
+    keep_freed_memory()
     if isinstance(config.generator, DrakesConfig):
         return _make_drakes_learner(config, config.generator, device or config.learner.device)
     space = make_environment(config).space

@@ -34,9 +34,10 @@ class FlatParameters:
         return part
 
     def clip_gradient(self, max_norm: float) -> Tensor:
-        """Scale the gradient to an L2 norm of at most `max_norm`; returns the norm before, without a host sync."""
+        """Scale the gradient to an L2 norm of at most `max_norm`; returns the norm before, without waiting for a GPU."""
         norm = self.gradient.norm()
-        self.gradient.mul_(torch.clamp(max_norm / (norm + 1e-12), max=1.0))
+        if norm.is_cuda or not norm <= max_norm:  # on the CPU, where reading the norm costs nothing, seldom
+            self.gradient.mul_(torch.clamp(max_norm / (norm + 1e-12), max=1.0))
         return norm
 
     def load(self, vector: np.ndarray | Tensor) -> None:

@@ -3,6 +3,7 @@
 Shapes: B sequences, T steps, N distinct prefixes, A actions, O outputs, S symbols (A, or A² with a thought context).
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -93,22 +94,30 @@ def index_prefixes(
     `finished`: also index the finished sequence itself (depth `num_steps`), which only a backward head needs.
     """
     batch, steps = symbols.shape
-    inverse = np.zeros((batch, steps + 1), dtype=np.int64)
-    roots, groups = np.zeros(1, dtype=np.int64), np.zeros(batch, dtype=np.int64)
-    if contexts is not None:
-        _, roots, groups = np.unique(contexts, return_index=True, return_inverse=True)
-        inverse[:, 0] = groups
-    rows, count, all_distinct = [roots * (steps + 1)], len(roots), batch == len(roots)
-    last_depth = num_steps.astype(np.int64) - (0 if finished else 1)
-    for depth in range(1, int(last_depth.max(initial=0)) + 1):
-        members = np.flatnonzero(last_depth >= depth)
-        if all_distinct:
-            first = child = np.arange(len(members))
-        else:
-            first, child = group_children(groups[members], symbols[members, depth - 1].astype(np.int64), num_symbols)
-            all_distinct = len(first) == len(members)
-        groups[members] = child
-        inverse[members, depth] = count + child
-        rows.append(members[first] * (steps + 1) + depth)
-        count += len(first)
-    return PrefixIndex(np.concatenate(rows), inverse)
+    if batch == 0:
+        return PrefixIndex(np.zeros(1, dtype=np.int64), np.zeros((0, steps + 1), dtype=np.int64))
+    of_depth = np.arange(steps + 1) <= (num_steps.astype(np.int64) - (not finished))[:, None]
+    of_depth[:, 0] = True
+    keys = np.empty((batch, steps + 1), dtype=np.int64)
+    keys[:, 0] = 0 if contexts is None else contexts
+    keys[:, 1:] = np.where(of_depth[:, 1:], symbols, num_symbols)
+    order = _lexicographic_order(keys, num_symbols + 1)
+    keys, of_depth = keys[order], of_depth[order]
+    is_first = np.ones((batch, steps + 1), dtype=bool)  # equal prefixes of sorted sequences are neighbours
+    np.logical_or.accumulate(keys[1:] != keys[:-1], axis=1, out=is_first[1:])
+    is_first &= of_depth
+    depth, member = np.nonzero(is_first.T)
+    numbers = is_first.T.ravel().cumsum().reshape(steps + 1, batch).T - 1
+    inverse = np.empty((batch, steps + 1), dtype=np.int64)
+    inverse[order] = np.where(of_depth, numbers, 0)
+    return PrefixIndex(order[member] * (steps + 1) + depth, inverse)
+
+
+def _lexicographic_order(keys: np.ndarray, base: int) -> np.ndarray:
+    """Rows of `keys` int64 [B, 1 + T] in order, equal ones as they come; all columns but the first are below `base`."""
+    width = int(62 / math.log2(base))  # columns that fit one word
+    words = [keys[:, 0]]
+    for start in range(1, keys.shape[1], width):
+        part = keys[:, start : start + width]
+        words.append(part @ base ** np.arange(part.shape[1] - 1, -1, -1))
+    return np.lexsort(words[::-1])

@@ -43,8 +43,9 @@ def config(
     if length != 8:
         values["oracle"] = {"name": "motifs", "motifs": ["HNF1A"]}
     values["environment"] |= {"noise": noise, "length": length}
+    objective = objective or ("sgfn_db" if dynamics else "gfn_db")
     values |= {
-        "objective": {"name": objective or ("sgfn_db" if dynamics else "gfn_db")},
+        "objective": {"name": objective, "dynamics": "learned" if dynamics else "none"},
         "network": network,
         "dynamics": {"batch_size": batch_size, "network": network},
         "learner": {"batch_size": batch_size, "device": "cpu", "precision": precision},
@@ -96,7 +97,7 @@ def dense_flops(settings: ExperimentConfig, batch: TrajectoryBatch) -> float:
     rows = len(index_prefixes(batch.tokens, batch.num_steps, 4, finished=False).rows)
     hidden, dense = settings.network.hidden_size, settings.network.num_layers - 1
     policy, dynamics = (2 * hidden * (dense * hidden + outputs) for outputs in (5, 16))
-    return rows * (3 * policy + (4 * dynamics if settings.objective.name != "gfn_db" else 0))
+    return rows * (3 * policy + (4 * dynamics if settings.objective.uses_dynamics else 0))
 
 
 def naive(settings: ExperimentConfig) -> NaiveSGFN:
