@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from actors.denoising import DenoisingWorker
 from actors.design_buffer import DesignBuffer
@@ -29,7 +28,7 @@ from learner.drakes.learner import DrakesLearner
 from learner.dynamics import DynamicsModel
 from learner.forecast import ForecastConfig, ForecastLearner
 from learner.gflownet import GFlowNetLearner, resolve_device
-from learner.memory import keep_freed_memory
+from learner.memory import count_parameters, keep_freed_memory
 from learner.policy import Policy
 from learner.precision import resolve_precision
 
@@ -170,13 +169,11 @@ def check_memory(config: ExperimentConfig, *, training: bool) -> None:
     space, length = environment.space, environment.space.max_length
     task = None if config.data is None else make_task(config)
     shape = None if task is None else task.shape
-    with torch.device("meta"):
-        networks: list[nn.Module] = (
-            [make_denoiser(config)]
-            if isinstance(config.generator, DrakesConfig)
-            else [make_policy(config, environment, task), DynamicsModel(space, config.dynamics.network, shape)]
-        )
-    num_parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
+    if isinstance(config.generator, DrakesConfig):
+        num_parameters = count_parameters(lambda: make_denoiser(config))
+    else:
+        num_parameters = count_parameters(lambda: make_policy(config, environment, task))
+        num_parameters += count_parameters(lambda: DynamicsModel(space, config.dynamics.network, shape))
     copies = 5 if training else 2  # weights, gradient, average and two moments
     need_memory("network.hidden_size and the like", f"{num_parameters:,} parameters", 4 * copies * num_parameters)
     row = trajectory_bytes(length)

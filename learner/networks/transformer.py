@@ -91,8 +91,10 @@ class CausalStream(nn.Module):
     def __init__(self, num_tokens: int, max_length: int, hidden: int, num_heads: int, num_layers: int):
         super().__init__()
         self.beginning = num_tokens
-        self.embedding = nn.Parameter(torch.randn(num_tokens + 1, hidden) * 0.5)
-        self.positions = nn.Parameter(torch.randn(max_length + 1, hidden) * 0.5)
+        self.embedding = nn.Parameter(torch.empty(num_tokens + 1, hidden))
+        self.positions = nn.Parameter(torch.empty(max_length + 1, hidden))
+        for table in (self.embedding, self.positions):
+            nn.init.normal_(table, std=0.5)
         self.blocks = nn.ModuleList(Block(hidden, num_heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden)
 

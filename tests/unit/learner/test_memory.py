@@ -47,3 +47,21 @@ def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory.sys, "platform", "win32")
     monkeypatch.setattr(memory.ctypes, "CDLL", None)
     memory.keep_freed_memory()
+
+
+def test_parameters_are_counted_without_their_values_and_without_the_compiler():
+    """torch's compiler takes a second to load, in every command."""
+    program = """
+import sys
+from distributed import config, experiment
+from learner.memory import count_parameters
+
+for settings in ({}, {"network": {"name": "transformer"}}):
+    checked = config.validate(config.read_yaml(config.DEFAULT_CONFIG) | settings)
+    build = lambda: experiment.make_policy(checked, experiment.make_environment(checked))
+    experiment.check_memory(checked, training=True)
+    assert count_parameters(build) == sum(parameter.numel() for parameter in build().parameters()) > 0
+assert "torch._dynamo" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
