@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from actors.environments.sequence import SequenceEnvironment
-from actors.oracles.base import Oracle, valid_log_rewards, valid_scores
-from learner.rewards import RewardConfig
+from actors.oracles.base import Oracle
+from learner.rewards import RewardConfig, valid_log_rewards, valid_scores
 
 
 class SearchBaseline(Protocol):

@@ -6,7 +6,7 @@ import torch
 from actors.environments.sequence import SequenceEnvironment
 from actors.oracles.base import Oracle
 from actors.rollout import ActorsConfig, RolloutWorker
-from actors.trajectories import TrajectoryBatch, empty_batch
+from actors.trajectories import TrajectoryBatch, trajectories_of
 from learner.drakes.denoiser import Denoiser
 from learner.drakes.filters import FilterConfig
 from learner.drakes.fine_tuning import RolloutConfig
@@ -60,14 +60,6 @@ def draw_sequences(
         generator=torch.Generator().manual_seed(seed % 2**63),
     )
     return _as_batch(drawn)
-
-
-def trajectories_of(tokens: np.ndarray) -> TrajectoryBatch:
-    """Given sequences int [B, L], without reveal steps (0) and log-probs (NaN)."""
-    batch = empty_batch(tokens.shape[1], len(tokens))
-    batch.tokens[:], batch.num_steps[:] = tokens, tokens.shape[1]
-    batch.scores[:] = batch.log_behaviour[:] = np.nan
-    return batch
 
 
 def _as_batch(drawn: Samples) -> TrajectoryBatch:

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from actors.denoising import trajectories_of
 from actors.memory_bank import MemoryBank, SavedBankError
 from actors.replay_buffer import Draw, ReplayBuffer, ReplayConfig, SavedBufferError
-from actors.trajectories import TrajectoryBatch
+from actors.trajectories import TrajectoryBatch, trajectories_of
 
 BANK_FILE = "memory_bank.npz"
 

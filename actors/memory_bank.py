@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from actors.archives import DAMAGE, read_archive, write_archive
+from learner.archives import DAMAGE, read_archive, write_archive
 from learner.configs import StrictConfig
-from learner.drakes.reverse_complement import canonical, reverse_complement
+from learner.strands import canonical, reverse_complement
 
 FORMAT_VERSION = 1
 STATE_BYTES = 1 << 20

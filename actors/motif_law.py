@@ -13,9 +13,9 @@ import numpy as np
 from pydantic import Field
 
 from actors.oracles.base import OracleDataError
-from actors.oracles.motifs import LETTERS, PSEUDOCOUNT, motif_matrices
+from actors.oracles.jaspar import LETTERS, PSEUDOCOUNT, motif_matrices
 from learner.configs import StrictConfig
-from learner.drakes.reverse_complement import reverse_complement
+from learner.strands import reverse_complement
 
 DINUCLEOTIDES = {
     "AA": 0.09791, "AC": 0.05040, "AG": 0.06994, "AT": 0.07727, "CA": 0.07260,

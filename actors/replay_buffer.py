@@ -12,10 +12,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
 
-from actors.archives import read_archive, write_archive
 from actors.memory_bank import MemoryBankConfig
 from actors.motif_law import MotifLawConfig
 from actors.trajectories import TrajectoryBatch, concatenate, empty_batch
+from learner.archives import read_archive, write_archive
 from learner.configs import AbsolutePath, StrictConfig
 
 FORMAT_VERSION = 3

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from actors.environments.noise import NoiseSampler
 from actors.environments.sequence import SequenceEnvironment
-from actors.oracles.base import Oracle, valid_scores
+from actors.oracles.base import Oracle
 from actors.trajectories import OFFLINE_VERSION, TrajectoryBatch, empty_batch
 from learner.configs import StrictConfig
 from learner.flat import FlatParameters
@@ -23,6 +23,7 @@ from learner.networks.context import Context
 from learner.networks.prefixes import group_children, join_symbols, num_symbols
 from learner.policy import Policy
 from learner.precision import autocast
+from learner.rewards import valid_scores
 
 logger = logging.getLogger(__name__)
 MAX_LOGGED_REJECTIONS = 5

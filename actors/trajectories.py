@@ -77,3 +77,11 @@ def mix(batches: Sequence[TrajectoryBatch]) -> TrajectoryBatch:
         return batches[0]
     places = np.concatenate([(np.arange(len(batch)) + 0.5) / max(1, len(batch)) for batch in batches])
     return concatenate(batches)[np.argsort(places, kind="stable")]
+
+
+def trajectories_of(tokens: np.ndarray) -> TrajectoryBatch:
+    """Given sequences int [B, L], without reveal steps (0) and log-probs (NaN)."""
+    batch = empty_batch(tokens.shape[1], len(tokens))
+    batch.tokens[:], batch.num_steps[:] = tokens, tokens.shape[1]
+    batch.scores[:] = batch.log_behaviour[:] = np.nan
+    return batch

@@ -15,7 +15,6 @@ import torch
 from pydantic import Field
 
 from actors.baselines import GeneticSearch, MetropolisHastings, SearchBaseline, UniformSearch
-from actors.oracles.base import valid_log_rewards
 from actors.rollout import draw_trajectories
 from distributed.config import ConfigError, ExperimentConfig, validate
 from distributed.evaluation import Evaluator
@@ -24,6 +23,7 @@ from distributed.local_backend import SerialBackend
 from learner.configs import StrictConfig
 from learner.exact_baselines import law_through_noise, metropolis_law
 from learner.gflownet import GFlowNetLearner
+from learner.rewards import valid_log_rewards
 
 BASELINES: dict[str, Callable[..., SearchBaseline]] = {
     "uniform": UniformSearch,

@@ -11,7 +11,7 @@ import torch
 
 from actors.denoising import draw_sequences
 from actors.environments.sequence import SequenceEnvironment
-from actors.oracles.base import Oracle, valid_scores
+from actors.oracles.base import Oracle
 from actors.trajectories import TrajectoryBatch
 from distributed.config import ConfigError, ExperimentConfig
 from distributed.evaluation import EvaluatedSamples, ExactLaw, exact_wanted
@@ -34,6 +34,7 @@ from learner.exact import jensen_shannon, kl_divergence, total_variation
 from learner.flat import FlatParameters
 from learner.gflownet import EvaluationWeights
 from learner.metrics import novelty, sample_metrics
+from learner.rewards import valid_scores
 
 NELBO_DRAWS = 8
 """Estimates averaged for the likelihood of a sequence."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from actors.environments.sequence import SequenceEnvironment
-from actors.oracles.base import Oracle, valid_log_rewards, valid_scores
+from actors.oracles.base import Oracle
 from actors.rollout import draw_trajectories
 from actors.trajectories import TrajectoryBatch
 from distributed.config import ConfigError, ExperimentConfig
@@ -18,6 +18,7 @@ from learner.dynamics import DynamicsModel
 from learner.flat import FlatParameters
 from learner.gflownet import EvaluationWeights
 from learner.metrics import novelty, sample_metrics
+from learner.rewards import valid_log_rewards, valid_scores
 
 MAX_KMERS = 1_000_000
 

@@ -1,9 +1,10 @@
 """From a configuration to its parts: the same builders serve the driver, every actor and the serial backend."""
 
+import functools
 import logging
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from actors.environments.time_series import PathScorer, TimeSeriesTask, path_env
 from actors.forecasting import ForecastWorker
 from actors.motif_law import MotifLaw
 from actors.oracles.base import Oracle, OracleDataError
-from actors.oracles.motifs import LETTERS
+from actors.oracles.jaspar import LETTERS
 from actors.oracles.registry import build_oracle
 from actors.oracles.table import read_sequences
 from actors.replay_buffer import ReplayBuffer, trajectory_bytes
@@ -149,18 +150,25 @@ def make_rollout_worker(config: ExperimentConfig, index: int, incarnation: int =
 
 def make_replay_buffer(config: ExperimentConfig) -> ReplayBuffer:
     """An empty replay buffer."""
+    return replay_buffer_maker(config)()
+
+
+def replay_buffer_maker(config: ExperimentConfig) -> Callable[[], ReplayBuffer]:
+    """What gives an empty replay buffer, also in another process, which then needs no PyTorch."""
     space = make_environment(config).space
     seed = derive_seed(config.run.seed, "replay")
     if isinstance(config.generator, DrakesConfig):
         generator, length = config.generator, config.environment.length
         wanted = generator.bank_weight > 0 or generator.local_search_share > 0
         num_reveals = generator.rollout.num_steps + 2  # reveal steps, up to one more than the grid's
-        return DesignBuffer(
-            config.replay, length, seed=seed, num_actions=num_reveals,
+        return functools.partial(
+            DesignBuffer, config.replay, length, seed=seed, num_actions=num_reveals,
             num_banked=generator.bank_batch_size if wanted else 0,
         )  # fmt: skip
     windows = {"num_contexts": len(make_task(config).origins("train"))} if config.data is not None else {}
-    return ReplayBuffer(config.replay, space.max_length, seed=seed, num_actions=space.num_actions, **windows)
+    return functools.partial(
+        ReplayBuffer, config.replay, space.max_length, seed=seed, num_actions=space.num_actions, **windows
+    )
 
 
 def check_memory(config: ExperimentConfig, *, training: bool) -> None:

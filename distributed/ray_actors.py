@@ -13,9 +13,9 @@ import torch
 from actors.replay_buffer import Draw
 from actors.rollout import RolloutReport
 from actors.trajectories import TrajectoryBatch, concatenate
-from distributed.checkpoints import BUFFER_FILE, restore_learner, save_learner, start_from
+from distributed.checkpoints import restore_learner, save_learner, start_from
 from distributed.config import ExperimentConfig
-from distributed.experiment import make_learner, make_replay_buffer, make_rollout_worker
+from distributed.experiment import make_learner, make_rollout_worker
 from distributed.local_backend import OFFLINE_STEPS, learn
 from learner.gflownet import EvaluationWeights
 
@@ -56,51 +56,6 @@ class RolloutActor:
         with self._lock:
             drawn = self._worker.draw_offline(designs, np.full(len(designs), designs.shape[1]))
         return self._worker.score(drawn)
-
-
-class ReplayBufferActor:
-    """The replay buffer; adds and draws queue separately and share the data under a lock."""
-
-    def __init__(self, config: ExperimentConfig, checkpoint: Path | None):
-        self._buffer, self._lock = make_replay_buffer(config), threading.Lock()
-        if checkpoint is not None:
-            self._buffer.load(checkpoint / BUFFER_FILE)
-
-    @ray.method(concurrency_group="read")
-    def ready(self) -> tuple[int, int]:
-        """Process id, and the number of trajectories stored so far."""
-        return os.getpid(), self._buffer.num_added
-
-    @ray.method(concurrency_group="write")
-    def add(self, batch: TrajectoryBatch, source: str, number: int) -> int:
-        """Store the `number`-th batch of `source`; returns the trajectories accepted."""
-        with self._lock:
-            return self._buffer.add(batch, source, number)
-
-    @ray.method(concurrency_group="write")
-    def set_offline(self, *batches: TrajectoryBatch) -> int:
-        """Replace the offline trajectories; returns their number."""
-        with self._lock:
-            self._buffer.set_offline(concatenate(batches))
-            return self._buffer.num_offline
-
-    @ray.method(concurrency_group="read")
-    def draw(self, num_fresh: int, num_dynamics: int) -> Draw:
-        """Replayed trajectories for one call of the learner."""
-        with self._lock:
-            return self._buffer.draw(num_fresh, num_dynamics)
-
-    @ray.method(concurrency_group="read")
-    def statistics(self) -> dict[str, float]:
-        """Size, counts, scores, and CPU time of this process."""
-        with self._lock:
-            return self._buffer.statistics() | {"buffer_cpu_seconds": time.process_time()}
-
-    @ray.method(concurrency_group="read")
-    def save(self, folder: Path) -> None:
-        """Write everything into `folder`."""
-        with self._lock:
-            self._buffer.save(folder / BUFFER_FILE)
 
 
 class LearnerActor:
@@ -161,10 +116,7 @@ class LearnerActor:
         save_learner(self._learner, self._config, folder)
 
 
-_remote: Any = ray.remote  # its type stubs know neither concurrency groups nor actor options
+_remote: Any = ray.remote  # its type stubs do not know these options
 _no_restarts = {"max_restarts": 0, "max_task_retries": 0}  # the driver replaces the dead: it knows their state
 RemoteRolloutActor = _remote(**_no_restarts)(RolloutActor)
 RemoteLearnerActor = _remote(**_no_restarts)(LearnerActor)
-RemoteReplayBufferActor = _remote(**_no_restarts, num_cpus=0, concurrency_groups={"write": 1, "read": 1})(
-    ReplayBufferActor
-)

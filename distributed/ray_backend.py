@@ -18,7 +18,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 from actors.rollout import RolloutReport
 from actors.trajectories import OFFLINE_VERSION
 from distributed.backend import Accounting, RunFailed, StepResult
-from distributed.checkpoints import STATE_FILE, CheckpointStore, load_state
+from distributed.checkpoints import BUFFER_FILE, STATE_FILE, CheckpointStore, load_state
 from distributed.config import ExperimentConfig
 from distributed.experiment import (
     actor_seeds,
@@ -26,11 +26,13 @@ from distributed.experiment import (
     make_oracle,
     num_dynamics_trajectories,
     offline_sequences,
+    replay_buffer_maker,
 )
-from distributed.ray_actors import RemoteLearnerActor, RemoteReplayBufferActor
+from distributed.ray_actors import RemoteLearnerActor
 from distributed.ray_calls import Calls, FreshBatch, Pending, Slot
 from distributed.ray_faults import INFRASTRUCTURE, cause, count_death, last_line, raise_if_fault, reason
 from distributed.ray_gauges import RunGauges
+from distributed.ray_replay import RemoteReplayBufferActor
 from distributed.ray_runtime import DRIVER_BUNDLE, LEARNER_BUNDLE, beside_driver, connect, learner_gpus
 from distributed.rollout_pool import RolloutPool
 from learner.gflownet import EvaluationWeights
@@ -100,7 +102,7 @@ class RayBackend:
 
     def _make_buffer(self, checkpoint: Path | None) -> Any:
         return RemoteReplayBufferActor.options(scheduling_strategy=beside_driver(DRIVER_BUNDLE)).remote(
-            self.config, checkpoint
+            replay_buffer_maker(self.config), None if checkpoint is None else checkpoint / BUFFER_FILE
         )
 
     def _prefill(self) -> None:
@@ -339,7 +341,7 @@ class RayBackend:
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Have learner and buffer write themselves; raises OSError if they cannot, or died meanwhile."""
-        calls = [slot.handle.save.remote(folder) for slot in (self._learner, self._buffer)]
+        calls = [self._learner.handle.save.remote(folder), self._buffer.handle.save.remote(folder / BUFFER_FILE)]
         try:
             ray.get(calls, timeout=self.config.actors.timeout_seconds)
         except (RayTaskError, *INFRASTRUCTURE) as error:

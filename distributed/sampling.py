@@ -11,7 +11,6 @@ import torch
 from pydantic import Field, model_validator
 
 from actors.environments.sequence import SequenceEnvironment
-from actors.oracles.base import valid_scores
 from actors.trajectories import TrajectoryBatch, concatenate
 from distributed.config import ConfigError, ExperimentConfig, apply_values, validate
 from distributed.config_keys import validate_section
@@ -26,6 +25,7 @@ from learner.drakes.filters import FilterConfig
 from learner.drakes.sampling import parse_template
 from learner.gflownet import EvaluationWeights
 from learner.metrics import NoSampleError, diverse_subset
+from learner.rewards import valid_scores
 
 logger = logging.getLogger(__name__)
 SequenceEvaluator = Evaluator | DesignEvaluator

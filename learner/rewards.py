@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -31,3 +32,16 @@ def log_reward(scores: Tensor, config: RewardConfig, *, step: float = math.inf) 
     """log R at learner step `step` (default: the final reward); same shape as `scores`."""
     exponent = config.exponent if step == math.inf else reward_exponent(config, int(step))
     return exponent * torch.log(torch.clamp(scores, min=config.floor))
+
+
+def valid_scores(scores: np.ndarray) -> np.ndarray:
+    """bool [B]: which of `scores` float [B] are finite and not negative; trajectories with another are rejected."""
+    with np.errstate(invalid="ignore"):
+        return np.isfinite(scores) & (scores >= 0)
+
+
+def valid_log_rewards(scores: np.ndarray, reward: RewardConfig) -> np.ndarray:
+    """float64 [B]: log R of the final reward, minus infinity where a score of `scores` float [B] is not valid."""
+    valid = valid_scores(scores)
+    log_rewards = log_reward(torch.from_numpy(np.where(valid, scores, 0)), reward).double().numpy()
+    return np.where(valid, log_rewards, -np.inf)

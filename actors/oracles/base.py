@@ -3,9 +3,6 @@
 from typing import Protocol
 
 import numpy as np
-import torch
-
-from learner.rewards import RewardConfig, log_reward
 
 
 class OracleError(RuntimeError):
@@ -14,19 +11,6 @@ class OracleError(RuntimeError):
 
 class OracleDataError(ValueError):
     """Data of an oracle that is missing or malformed; the message names the file and the place."""
-
-
-def valid_scores(scores: np.ndarray) -> np.ndarray:
-    """bool [B]: which of `scores` float [B] are finite and not negative; trajectories with another are rejected."""
-    with np.errstate(invalid="ignore"):
-        return np.isfinite(scores) & (scores >= 0)
-
-
-def valid_log_rewards(scores: np.ndarray, reward: RewardConfig) -> np.ndarray:
-    """float64 [B]: log R of the final reward, minus infinity where a score of `scores` float [B] is not valid."""
-    valid = valid_scores(scores)
-    log_rewards = log_reward(torch.from_numpy(np.where(valid, scores, 0)), reward).double().numpy()
-    return np.where(valid, log_rewards, -np.inf)
 
 
 class Oracle(Protocol):

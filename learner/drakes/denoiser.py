@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from learner.configs import StrictConfig
-from learner.drakes.reverse_complement import NUM_BASES, reverse_complement_one_hot
+from learner.drakes.reverse_complement import reverse_complement_one_hot
 from learner.networks.attention import Block, sinusoidal_positions
+from learner.strands import NUM_BASES
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from learner.drakes.denoiser import TokenModel, encode, symmetrised
-from learner.drakes.reverse_complement import NUM_BASES, reverse_complement_tokens
+from learner.drakes.reverse_complement import reverse_complement_tokens
 from learner.drakes.schedule import LOG_LINEAR, MaskingSchedule
+from learner.strands import NUM_BASES
 
 CHUNK = 16_384
 """States evaluated at once."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from learner.drakes.reverse_complement import canonical
+from learner.strands import canonical
 
 _MULTIPLIER, _MIX_A, _MIX_B = (
     np.uint64(0x9E3779B97F4A7C15),

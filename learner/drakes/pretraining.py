@@ -11,9 +11,10 @@ from torch import Tensor
 from learner.configs import StrictConfig
 from learner.drakes.denoiser import Denoiser
 from learner.drakes.diffusion import Estimator, nelbo
-from learner.drakes.reverse_complement import NUM_BASES, reverse_complement_tokens
+from learner.drakes.reverse_complement import reverse_complement_tokens
 from learner.flat import FlatParameters
 from learner.schedules import learning_rate_factor
+from learner.strands import NUM_BASES
 
 
 class PretrainingConfig(StrictConfig):

@@ -18,10 +18,11 @@ from ray.exceptions import ActorUnavailableError
 from distributed import ray_backend
 from distributed.backend import RunFailed
 from distributed.checkpoints import CheckpointStore, load_sampler
-from distributed.ray_actors import LearnerActor, ReplayBufferActor
+from distributed.ray_actors import LearnerActor
 from distributed.ray_backend import RayBackend
 from distributed.ray_calls import Pending
 from distributed.ray_gauges import GAUGES
+from distributed.ray_replay import ReplayBufferActor
 from distributed.run import newest_readable, train
 from distributed.run_folder import RunFolder
 
@@ -51,6 +52,14 @@ def backend(in_tmp_path, toy):
     )
     yield backend
     backend.close()
+
+
+def test_the_buffers_process_has_not_loaded_pytorch(backend):
+    """It would hold three times as much memory, and be ready two seconds later."""
+    backend.start(None)
+    steps(backend, 2)
+    pid, _ = ray.get(backend._buffer.handle.ready.remote())
+    assert "libtorch" not in Path(f"/proc/{pid}/maps").read_text()
 
 
 def test_the_toy_is_learned_on_ray(in_tmp_path, toy):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from actors.denoising import trajectories_of
 from actors.design_buffer import DesignBuffer
 from actors.replay_buffer import ReplayConfig
+from actors.trajectories import trajectories_of
 
 
 @pytest.mark.parametrize("num_banked", [0, 3])

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from actors.memory_bank import MemoryBank, MemoryBankConfig, SavedBankError
-from learner.drakes.reverse_complement import reverse_complement
+from learner.strands import reverse_complement
 
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=150, database=None)
 LENGTH = 4

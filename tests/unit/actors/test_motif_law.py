@@ -7,7 +7,7 @@ import pytest
 
 from actors.motif_law import DINUCLEOTIDES, MotifLaw, MotifLawConfig
 from actors.oracles.base import OracleDataError
-from learner.drakes.reverse_complement import reverse_complement
+from learner.strands import reverse_complement
 
 NARROW = ("NR1H4", "MA0035.5")  # 6 and 7 wide
 LENGTH = 8

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from actors.environments.sequence import EnvironmentConfig, SequenceEnvironment
 from actors.oracles import motifs
 from actors.oracles.base import OracleDataError
-from actors.oracles.motifs import LETTERS, PSEUDOCOUNT, RELEASE, MotifsConfig, MotifsOracle, motif_matrices
+from actors.oracles.jaspar import LETTERS, PSEUDOCOUNT, RELEASE, motif_matrices
+from actors.oracles.motifs import MotifsConfig, MotifsOracle
 from actors.oracles.registry import build_oracle
 from distributed.config import DEFAULT_CONFIG, ConfigError, load_config, validate
 from distributed.run import main

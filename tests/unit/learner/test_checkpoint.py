@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from learner import checkpoint
+from learner import archives
 from learner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 STATE = {"step": 3, "policy": torch.arange(1000.0), "nested": {"list": [1, torch.ones(2)], "name": "x", "rate": 0.5}}
@@ -85,7 +85,7 @@ def fail(*_: Any) -> None:
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_failing_write_leaves_the_old_file(path: Path, call: str, monkeypatch: pytest.MonkeyPatch):
     save_checkpoint(path, {"step": 1})
-    monkeypatch.setattr(checkpoint.os, call, fail)
+    monkeypatch.setattr(archives.os, call, fail)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(path, {"step": 2})
     monkeypatch.undo()
@@ -102,7 +102,7 @@ def test_a_state_that_cannot_be_written_leaves_the_old_file(path: Path):
 
 
 def test_a_failing_first_write_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(checkpoint.os, "fsync", fail)
+    monkeypatch.setattr(archives.os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(path, STATE)
     assert os.listdir(path.parent) == []

@@ -5,12 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from learner.drakes.reverse_complement import (
-    canonical,
-    reverse_complement,
-    reverse_complement_one_hot,
-    reverse_complement_tokens,
-)
+from learner.drakes.reverse_complement import reverse_complement_one_hot, reverse_complement_tokens
+from learner.strands import canonical, reverse_complement
 
 
 def test_a_known_sequence_with_a_mask():

@@ -10,8 +10,9 @@ from actors.oracles.tfbind8 import e_score_table
 from learner.checkpoint import load_checkpoint, save_checkpoint
 from learner.drakes.labelled import LabelledRing, held_out, sequence_hash
 from learner.drakes.metrics import correlation, rank_correlation
-from learner.drakes.reverse_complement import reverse_complement, reverse_complement_one_hot
+from learner.drakes.reverse_complement import reverse_complement_one_hot
 from learner.drakes.reward_model import RewardModel, RewardModelConfig, RewardTrainer, frozen, one_hot, reward_loss
+from learner.strands import reverse_complement
 
 SMALL = {"batch_size": 64, "warm_start_steps": 200}
 SHAPES = [("cnn", 8, 0), ("cnn", 24, 1), ("mlp", 8, 1)]
