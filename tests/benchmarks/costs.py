@@ -26,7 +26,7 @@ from learner.drakes.denoiser import Denoiser, DenoiserConfig, encode, frozen_cop
 from learner.drakes.fine_tuning import RolloutConfig, reinforce_loss, rollout
 from learner.drakes.pretraining import Pretrainer, PretrainingConfig
 from tests.benchmarks.runs import command, environment
-from tests.benchmarks.speed import NETWORK, beside, config, cpu_rate, trajectories
+from tests.benchmarks.speed import NETWORK, beside, config, cpu_rates, trajectories
 
 ROWS = 1024
 LENGTH = 8
@@ -213,7 +213,7 @@ def drakes_steps(quick: bool) -> dict[str, float]:
 
     figures = {}
     for name, ours, theirs in (("pretraining", pretrain, plain_pretrain), ("fine_tuning", fine_tune, plain_fine_tune)):
-        ms, baseline = 1e3 / cpu_rate(ours, seconds), 1e3 / cpu_rate(theirs, seconds)
+        ms, baseline = (1e3 / rate for rate in cpu_rates([ours, theirs], seconds))
         figures |= {f"{name}_ms": ms, f"{name}_baseline_ms": baseline, f"{name}_ratio": baseline / ms}
     return figures
 

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from tests.benchmarks.baseline import NaiveSGFN, Transformer, mlp
 
 BATCH = 256
 SAMPLED = 1024
+TURNS = 6
 NETWORK = {"hidden_size": 256, "num_layers": 3, "kmer_sizes": []}
 """3×256, as the published figures of other programs have it: no k-mer embeddings."""
 
@@ -53,18 +54,32 @@ def config(
     return validate(values)
 
 
+def cpu_rates(works: Sequence[Callable[[], int]], seconds: float) -> list[float]:
+    """Units of each work a CPU second, of `seconds` each, after a warm-up.
+
+    The works take turns, and the best of `TURNS` counts: what was slower is what else went on in the machine.
+    """
+    for work in works:
+        work()
+    best = [0.0] * len(works)
+    for _ in range(TURNS):
+        for number, work in enumerate(works):
+            done, start, spent = 0, time.process_time(), 0.0
+            while spent < seconds / TURNS:
+                done += work()
+                spent = time.process_time() - start
+            best[number] = max(best[number], done / spent)
+    return best
+
+
 def cpu_rate(work: Callable[[], int], seconds: float) -> float:
-    """Units of `work` a CPU second, after a warm-up."""
-    work()
-    done, start = 0, time.process_time()
-    while time.process_time() - start < seconds:
-        done += work()
-    return done / (time.process_time() - start)
+    """Units of one work a CPU second."""
+    return cpu_rates([work], seconds)[0]
 
 
 def beside(name: str, ours: Callable[[], int], plain: Callable[[], int], seconds: float) -> dict[str, float]:
     """The rate of `ours`, that of the baseline, and their ratio."""
-    rate, baseline = cpu_rate(ours, seconds), cpu_rate(plain, seconds)
+    rate, baseline = cpu_rates([ours, plain], seconds)
     return {f"{name}_per_cpu_second": rate, f"{name}_baseline": baseline, f"{name}_ratio": rate / baseline}
 
 
