@@ -8,7 +8,7 @@ import torch
 
 from learner.archives import check_archive, write_whole
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_CHECKPOINT_BYTES = 16 << 30
 """Size of a learner's file; one of a billion parameters is smaller."""
 

@@ -3,7 +3,6 @@
 Shapes: B batch, T steps, A actions, N distinct prefixes.
 """
 
-import copy
 import math
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -11,12 +10,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from learner.batch import TensorBatch, Trajectories
 from learner.configs import StrictConfig
 from learner.dynamics import DynamicsConfig, DynamicsModel
-from learner.flat import FlatParameters
+from learner.flat import FlatAdam, FlatParameters
 from learner.networks import NetworkConfig
 from learner.networks.context import Context, ContextShape
 from learner.objectives.balance import end_flows
@@ -96,8 +95,10 @@ class GFlowNetLearner:
         self.policy_weights = FlatParameters(self.policy)
         self.dynamics_weights = FlatParameters(self.dynamics)
         self.averaged = self.policy_weights.vector.detach().clone()
-        self.policy_optimiser = _adam(self._policy_groups())
-        self.dynamics_optimiser = _adam([_group(self.dynamics_weights.vector, dynamics.learning_rate)])
+        self.policy_optimiser = self._make_policy_optimiser()
+        self.dynamics_optimiser = FlatAdam(
+            self.dynamics_weights, [(slice(None), dynamics.learning_rate)], betas=ADAM_BETAS
+        )
         self.step, self._is_warm = 0, False
 
     def start_from(self, weights: EvaluationWeights) -> None:
@@ -120,15 +121,14 @@ class GFlowNetLearner:
         """No sequences for the oracle but those of the rollouts."""
         return np.zeros((0, 0), np.int16)
 
-    def _policy_groups(self) -> list[dict[str, Any]]:
-        """What the policy's optimiser treats apart: log Z, where it is a parameter of its own, has its own step size."""
-        step_size = self.objective.log_z_step_size
-        if step_size is None:
-            return [_group(self.policy_weights.vector, self.config.learning_rate)]
-        log_z, others = self.policy_weights.part(0, 1), self.policy_weights.part(1, None)
+    def _make_policy_optimiser(self) -> FlatAdam:
+        """Log Z, where it is a parameter of its own, has its own step size."""
+        whole, own = self.config.learning_rate, self.objective.log_z_step_size
+        if own is None:
+            return FlatAdam(self.policy_weights, [(slice(None), whole)], betas=ADAM_BETAS)
         assert self.policy.log_z is not None
-        assert self.policy.log_z.data_ptr() == log_z.data_ptr()
-        return [_group(others, self.config.learning_rate), _group(log_z, step_size)]
+        assert self.policy.log_z.data_ptr() == self.policy_weights.vector.data_ptr()
+        return FlatAdam(self.policy_weights, [(slice(1, None), whole), (slice(1), own)], betas=ADAM_BETAS)
 
     def update(self, trajectories: Trajectories, replayed: Trajectories | None = None) -> dict[str, float]:
         """One or more learner steps: `trajectories`, in order, in batches of `batch_size`; `replayed`, spread over them.
@@ -145,14 +145,13 @@ class GFlowNetLearner:
             for name, value in self._step(part, triples).items():
                 totals[name] = totals.get(name, 0.0) + value.detach()
         metrics = {name: float(value) / count for name, value in totals.items()}
-        return metrics | {"learning_rate": self.policy_optimiser.param_groups[0]["lr"]}
+        return metrics | {"learning_rate": self.policy_optimiser.learning_rates[0]}
 
     def _step(self, trajectories: Trajectories, triples: list[Trajectories]) -> dict[str, Tensor]:
         factor = learning_rate_factor(
             self.step, self.total_steps, warmup=self.config.warmup_steps, final=self.config.final_learning_rate
         )
-        _scale_learning_rates(self.policy_optimiser, factor)
-        _scale_learning_rates(self.dynamics_optimiser, factor)
+        self.policy_optimiser.factor = self.dynamics_optimiser.factor = factor
         batch = self._to_device(trajectories, finished=self.objective.uses_backward_head)
         metrics = {}
         if self.uses_dynamics:
@@ -266,8 +265,8 @@ class GFlowNetLearner:
             "policy": self.policy_weights.vector.detach().clone(),
             "averaged": self.averaged.clone(),
             "dynamics": self.dynamics_weights.vector.detach().clone(),
-            "policy_optimiser": copy.deepcopy(self.policy_optimiser.state_dict()),
-            "dynamics_optimiser": copy.deepcopy(self.dynamics_optimiser.state_dict()),
+            "policy_optimiser": self.policy_optimiser.state_dict(),
+            "dynamics_optimiser": self.dynamics_optimiser.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -281,8 +280,8 @@ class GFlowNetLearner:
         if state["averaged"].shape != self.averaged.shape:
             raise ValueError(f"averaged: {tuple(state['averaged'].shape)} weights; allowed: {len(self.averaged)}")
         self.averaged.copy_(state["averaged"])
-        _load_moments(self.policy_optimiser, state["policy_optimiser"])
-        _load_moments(self.dynamics_optimiser, state["dynamics_optimiser"])
+        self.policy_optimiser.load_state_dict(state["policy_optimiser"])
+        self.dynamics_optimiser.load_state_dict(state["dynamics_optimiser"])
         self.step, self._is_warm = state["step"], bool(state.get("is_warm", False))
 
 
@@ -295,43 +294,10 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _group(parameter: nn.Parameter, learning_rate: float) -> dict[str, Any]:
-    return {"params": [parameter], "lr": learning_rate, "initial_lr": learning_rate}
-
-
-def _adam(groups: list[dict[str, Any]]) -> torch.optim.Adam:
-    return torch.optim.Adam(groups, betas=ADAM_BETAS, fused=True)
-
-
 def check_step(step: Any) -> None:
     """Raises ValueError if `step` is no number of learner steps."""
     if type(step) is not int or not 0 <= step < 2**53:
         raise ValueError(f"step: got {str(step)[:40]!r}; allowed: a number of learner steps")
-
-
-def _load_moments(optimiser: torch.optim.Adam, state: dict[str, Any]) -> None:
-    """Take over the moments of an optimiser's `state_dict`; the fused kernel would write beyond those of another size.
-
-    Raises ValueError for any that do not belong to these parameters.
-    """
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    moments: dict[int, dict[str, Tensor]] = {}
-    for number, entry in state["state"].items():
-        shapes = {"step": torch.Size([]), "exp_avg": parameters[number].shape, "exp_avg_sq": parameters[number].shape}
-        for name, shape in shapes.items():
-            value = entry[name]
-            if value.shape != shape or value.dtype != torch.float32 or not torch.isfinite(value).all():
-                raise ValueError(f"optimiser: {name} is not of {tuple(shape)} finite numbers")
-            if name != "exp_avg" and (value < 0).any():
-                raise ValueError(f"optimiser: {name} has negative numbers")
-        moments[number] = {name: entry[name].clone(memory_format=torch.contiguous_format) for name in shapes}
-    own = optimiser.state_dict()["param_groups"]  # step sizes are the configuration's, which may have changed
-    optimiser.load_state_dict({"state": moments, "param_groups": own})
-
-
-def _scale_learning_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = group["initial_lr"] * factor
 
 
 def _split(batch: Any, count: int) -> list[Any]:

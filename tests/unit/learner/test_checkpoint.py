@@ -59,10 +59,10 @@ def test_a_file_of_something_else(path: Path):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("content", [{"format_version": 2, "step": 1}, {"step": 1}, [1, 2], torch.ones(3)], ids=str)
+@pytest.mark.parametrize("content", [{"format_version": 1, "step": 1}, {"step": 1}, [1, 2], torch.ones(3)], ids=str)
 def test_another_format_version(path: Path, content: Any):
     torch.save(content, path)
-    with pytest.raises(CheckpointError, match="this program reads version 1"):
+    with pytest.raises(CheckpointError, match="this program reads version 2"):
         load_checkpoint(path)
 
 

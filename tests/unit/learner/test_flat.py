@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from learner.flat import FlatParameters
+from learner.flat import FlatAdam, FlatParameters
 
 
 def module() -> nn.Module:
@@ -39,18 +39,43 @@ def test_backward_fills_the_flat_gradient():
     assert torch.allclose(flat.gradient, expected)
 
 
-def test_an_optimiser_of_the_vector_trains_the_module():
-    net, twin, x = module(), module(), torch.randn(5, 3)
-    flat = FlatParameters(net)
-    ours, theirs = torch.optim.Adam([flat.vector], lr=0.1), torch.optim.Adam(twin.parameters(), lr=0.1)
-    for _ in range(3):
-        flat.zero_grad()
+def trained_by(optimiser: FlatAdam, net: nn.Module, num_steps: int) -> None:
+    for step in range(num_steps):
+        optimiser.weights.zero_grad()
+        net(torch.full((5, 3), step + 1.0)).square().sum().backward()
+        optimiser.step()
+
+
+def test_adam_is_that_of_torch_with_a_step_size_for_each_stretch():
+    net, twin = module(), module()
+    flat, parts = FlatParameters(net), list(twin.parameters())
+    ours = FlatAdam(flat, [(slice(parts[0].numel(), None), 0.1), (slice(parts[0].numel()), 0.03)], betas=(0.8, 0.95))
+    theirs = torch.optim.Adam(
+        [{"params": parts[1:], "lr": 0.05}, {"params": parts[:1], "lr": 0.015}], betas=(0.8, 0.95)
+    )
+    ours.factor = 0.5
+    assert ours.learning_rates == [0.05, 0.015]
+    for step in range(5):
         twin.zero_grad()
-        net(x).square().sum().backward()
-        twin(x).square().sum().backward()
-        ours.step()
+        twin(torch.full((5, 3), step + 1.0)).square().sum().backward()
         theirs.step()
-    assert torch.allclose(net(x), twin(x), atol=1e-5)
+    trained_by(ours, net, 5)
+    torch.testing.assert_close(flat.vector.data, torch.cat([p.detach().flatten() for p in parts]), rtol=1e-5, atol=1e-6)
+
+
+def test_adam_goes_on_from_its_state():
+    net, twin = module(), module()
+    first, whole = (FlatAdam(FlatParameters(m), [(slice(None), 0.1)], betas=(0.9, 0.99)) for m in (net, twin))
+    trained_by(whole, twin, 2)
+    trained_by(first, net, 2)
+    again = FlatAdam(first.weights, [(slice(None), 0.1)], betas=(0.9, 0.99))
+    state = first.state_dict()
+    again.load_state_dict(state)
+    trained_by(whole, twin, 3)
+    trained_by(again, net, 3)
+    assert torch.equal(again.weights.vector, whole.weights.vector)
+    assert (state["count"], again.state_dict()["count"]) == (2, 5)
+    assert not torch.equal(state["means"], again.state_dict()["means"])  # a copy
 
 
 @pytest.mark.parametrize(("max_norm", "norm_after"), [(2.5, 2.5), (100.0, 5.0)])
