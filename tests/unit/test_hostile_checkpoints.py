@@ -114,7 +114,7 @@ def test_a_learner_of_a_size_that_none_has(saved):
 
 
 def test_a_malicious_pickle_is_a_message_of_every_command(saved, in_tmp_path):
-    torch.save({"format_version": 1, "config": Trap(in_tmp_path / "sprung")}, saved.file)
+    torch.save({"format_version": 2, "config": Trap(in_tmp_path / "sprung")}, saved.file)
     both_refused(saved, r"learner\.pt: damaged, cut short or not a checkpoint")
     for command in (evaluate, sample, attention):
         with pytest.raises(ConfigError, match=r"learner\.pt: damaged, cut short or not a checkpoint"):

@@ -69,7 +69,7 @@ def test_another_format_version(path: Path, content: Any):
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_malicious_pickle_is_refused_unexecuted(path: Path, zipped: bool):
     marker = path.parent / "executed"
-    content = {"format_version": 1, "step": Malicious(marker)}
+    content = {"format_version": 2, "step": Malicious(marker)}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         load_checkpoint(path)
