@@ -162,7 +162,11 @@ class TrialRun:
         return values
 
     def next_figures(self) -> dict[str, Any]:
-        """Figures of the next evaluation, or of the end (`done`); raises what ended the run."""
+        """Figures of the next evaluation, or of the end (`done`); raises what ended the run.
+
+        Interrupted is not `done`: Tune would not go on with the trial when the sweep is resumed. It may ask once more
+        before it stops, and hears the same.
+        """
         if self._thread.ident is None:
             self._thread.start()
         elif self._halted:
@@ -170,6 +174,8 @@ class TrialRun:
             self._requests.put("go on")
         event = self._next_event()
         assert isinstance(event, dict)
+        if event.get("done") is False:
+            self._events.put(event)
         return event
 
     def save(self) -> Path:
@@ -243,7 +249,7 @@ class TrialRun:
         figures = finite(summary)
         if summary["status"] not in (STOPPED, INTERRUPTED) and self._setup.metric not in figures:
             raise TrialFailed(f"sweep.metric: the run ended without a finite {self._setup.metric}")
-        return figures | {"done": True}
+        return figures | {"done": summary["status"] != INTERRUPTED}
 
     def _done_before(self) -> dict[str, Any] | None:
         """The last figures of a run that ended, of which Tune had not heard when it was killed."""

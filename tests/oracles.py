@@ -51,6 +51,12 @@ def slow(sequences: list[str]) -> list[float]:
     return count_b(sequences)
 
 
+def slow_while_told(sequences: list[str]) -> list[float]:
+    """100 ms a call, as long as a file is there."""
+    time.sleep(0.1 * Path(os.environ["SLOW_MARKER"]).exists())
+    return count_b(sequences)
+
+
 def fifty_milliseconds(sequences: list[str]) -> list[float]:
     """50 ms a call."""
     time.sleep(0.05)

@@ -116,7 +116,7 @@ class RewardModel(nn.Module):
         sizes = [tensor.numel() for tensor in state.values()]
         if vector.shape != (sum(sizes),):
             raise ValueError(f"{vector.size} values do not fit a reward model of {sum(sizes)}")
-        parts = torch.from_numpy(vector).split(sizes)
+        parts = torch.tensor(vector).split(sizes)  # a copy: what Ray hands over cannot be written to
         self.load_state_dict({name: part.view_as(state[name]) for name, part in zip(state, parts, strict=True)})
 
     @torch.no_grad()

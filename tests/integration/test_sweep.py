@@ -328,6 +328,7 @@ def test_a_point_that_a_search_should_not_have_chosen_fails_alone(search, in_tmp
 def start(*arguments: str, folder: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "distributed.sweep", *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TUNE_GLOBAL_CHECKPOINT_S": "1"}
+    environment["SLOW_MARKER"] = str(folder / "slow")
     with open(folder / "stderr.txt", "a") as stderr:
         return subprocess.Popen(
             command, cwd=folder, stderr=stderr, stdout=stderr, start_new_session=True, env=environment
@@ -364,9 +365,10 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_then_interrupted(in_tmp
     section = {"space": {"run.num_learner_steps": {"grid": [16, 500, 501]}, "objective.gamma": {"choice": [0.5]}}}
     sections = {
         "run": TRACKED["run"] | {"save_every_seconds": 0.2},
-        "oracle": {"name": "callable", "function": "tests.oracles:slow"},
+        "oracle": {"name": "callable", "function": "tests.oracles:slow_while_told", "cache_size": 0},
     }
     file = write(in_tmp_path, section | {"num_samples": 1, "max_concurrent": 2}, **sections)
+    (in_tmp_path / "slow").touch()  # 50 ms a step, so that no long trial ends before it is interrupted
     process = start(file, folder=in_tmp_path)
     # the short trial is done, which Tune has had time to write down, and the next is under way
     wait_for(lambda: done_trials(in_tmp_path) and max(progress(in_tmp_path).values()) > 60, process)
@@ -387,6 +389,7 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_then_interrupted(in_tmp
     assert {c.info.status for c in children[parent.info.run_id]} == {"FINISHED", "KILLED"}
     reached = progress(in_tmp_path)
 
+    (in_tmp_path / "slow").unlink()
     assert start("--resume", "runs/s", folder=in_tmp_path).wait(300) == 0, (in_tmp_path / "stderr.txt").read_text()
     results = rows(in_tmp_path)
     assert [row["status"] for row in results] == ["done"] * 3

@@ -64,7 +64,7 @@ def test_a_floor_ends_the_push():
     (gradient,) = torch.autograd.grad(diversity_loss(x, target=reached - 0.01), x)
     assert not gradient.any()
     loss = diversity_loss(x, target=reached + 0.25)
-    assert float(loss) == pytest.approx(0.25)
+    assert loss.item() == pytest.approx(0.25)
     (gradient,) = torch.autograd.grad(loss, x)
     assert gradient.any()
 
