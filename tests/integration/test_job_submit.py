@@ -8,9 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ import yaml
 
 from tests.conftest import TOY
 from tests.mlflow_server import free_port
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,9 @@ def cluster() -> Iterator[Cluster]:
         cluster = Cluster(
             f"http://127.0.0.1:{numbers['--dashboard-port']}", f"127.0.0.1:{numbers['--port']}", environment
         )
-        wait_for(lambda: cluster.job("list").returncode == 0, lambda: (folder / "head.log").read_text())
+        wait_for(
+            lambda: cluster.job("list").returncode == 0, why=(folder / "head.log").read_text, seconds=PATIENCE_SECONDS
+        )
         yield cluster
     finally:
         started = [head, *psutil.Process(head.pid).children(recursive=True)]
@@ -101,13 +103,6 @@ def cluster() -> Iterator[Cluster]:
         head.wait()
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_for(condition: Callable[[], object], why: Callable[[], str], seconds: float = PATIENCE_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, why()
-        time.sleep(0.5)
 
 
 def toy_file(folder: Path, **sections: dict[str, Any]) -> Path:
@@ -153,7 +148,7 @@ def test_ray_job_stop_saves_and_another_job_resumes(cluster, tmp_path):
     file = toy_file(tmp_path, run={"num_learner_steps": 1_000_000})
     started = cluster.submit("long", str(file), options=("--no-wait",))
     assert started.returncode == 0, started.stderr
-    wait_for(lambda: step_reached(tmp_path) > 40, lambda: str(cluster.details("long")))
+    wait_for(lambda: step_reached(tmp_path) > 40, why=lambda: cluster.details("long"), seconds=PATIENCE_SECONDS)
     stopped = cluster.job("stop", "long")
     assert stopped.returncode == 0, stopped.stderr
     assert cluster.details("long")["status"] == "STOPPED"

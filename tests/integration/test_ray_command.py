@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+
+from tests.waiting import wait_for
 
 SMALL = [
     word
@@ -27,16 +28,6 @@ def start(*arguments: str, folder: Path, config: Sequence[str] = SMALL) -> subpr
     command = [sys.executable, "-m", "distributed.run", *config, *arguments]
     with open(folder / "stderr.txt", "a") as stderr, open(folder / "stdout.txt", "a") as stdout:
         return subprocess.Popen(command, cwd=folder, stderr=stderr, stdout=stdout, start_new_session=True)
-
-
-def wait_for(condition: Callable[[], object]) -> object:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.2)
-    raise AssertionError("it did not happen in time")
 
 
 def step_reached(folder: Path) -> int:
@@ -79,12 +70,12 @@ def test_a_run_survives_the_death_of_every_actor_and_ctrl_c(tmp_path):
     process = start(*arguments, "--actors.num_rollout_actors", "2", folder=tmp_path)
     for name in ("RolloutActor", "LearnerActor", "ReplayBufferActor"):
         before = step_reached(tmp_path)
-        wait_for(lambda before=before: step_reached(tmp_path) > before + 60)
+        wait_for(lambda before=before: step_reached(tmp_path) > before + 60, seconds=PATIENCE_SECONDS)
         actors(process, name)[0].kill()
     log = tmp_path / "stderr.txt"
-    wait_for(lambda: log.read_text().count("restart 1 of at most 5") == 3)
+    wait_for(lambda: log.read_text().count("restart 1 of at most 5") == 3, seconds=PATIENCE_SECONDS)
     before = step_reached(tmp_path)
-    wait_for(lambda: step_reached(tmp_path) > before + 60)
+    wait_for(lambda: step_reached(tmp_path) > before + 60, seconds=PATIENCE_SECONDS)
     children = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches the whole group
     assert process.wait(PATIENCE_SECONDS) == 130
@@ -110,12 +101,12 @@ def test_a_run_survives_the_death_of_every_actor_and_ctrl_c(tmp_path):
 
 def test_a_killed_driver_leaves_a_checkpoint_that_resumes_and_is_terminated(tmp_path):
     process = start("--run.num_learner_steps", "100000", "--run.save_every_seconds", "1", folder=tmp_path)
-    wait_for(lambda: saved_step(tmp_path) > 0)
+    wait_for(lambda: saved_step(tmp_path) > 0, seconds=PATIENCE_SECONDS)
     process.kill()
     process.wait()
     saved = saved_step(tmp_path)
     process = start("--resume", "runs/r", folder=tmp_path, config=())
-    wait_for(lambda: saved_step(tmp_path) > saved + 40)
+    wait_for(lambda: saved_step(tmp_path) > saved + 40, seconds=PATIENCE_SECONDS)
     process.terminate()
     assert process.wait(PATIENCE_SECONDS) == 130
     result = summary(tmp_path)

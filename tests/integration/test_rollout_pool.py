@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from ray.cluster_utils import Cluster
 
 from actors.rollout import ActorsConfig
 from distributed.rollout_pool import rollout_room
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,14 +39,6 @@ def records(folder: Path) -> list[dict]:
     return [record for record in map(json.loads, lines) if "num_rollout_actors" in record]
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen, folder: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, (folder / "stderr.txt").read_text()[-3000:]
-        assert time.monotonic() < deadline, (folder / "stderr.txt").read_text()[-3000:]
-        time.sleep(0.2)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_actors_come_and_go_with_the_nodes(in_tmp_path, toy, monkeypatch):
@@ -67,16 +58,17 @@ def test_actors_come_and_go_with_the_nodes(in_tmp_path, toy, monkeypatch):
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         with open(in_tmp_path / "stderr.txt", "w") as log:
             process = subprocess.Popen(command, cwd=in_tmp_path, env=environment, stderr=log, stdout=log)
-        wait_for(lambda: bool(records(in_tmp_path)), process, in_tmp_path)
+        patience = {"seconds": 120, "process": process, "why": (in_tmp_path / "stderr.txt").read_text}
+        wait_for(lambda: bool(records(in_tmp_path)), **patience)
         assert records(in_tmp_path)[-1]["num_rollout_actors"] == 1
         node = cluster.add_node(num_cpus=2, object_store_memory=100_000_000)
-        wait_for(lambda: records(in_tmp_path)[-1]["num_rollout_actors"] == 3, process, in_tmp_path)
+        wait_for(lambda: records(in_tmp_path)[-1]["num_rollout_actors"] == 3, **patience)
         reached = records(in_tmp_path)[-1]["step"]
-        wait_for(lambda: records(in_tmp_path)[-1]["step"] > reached + 60, process, in_tmp_path)
+        wait_for(lambda: records(in_tmp_path)[-1]["step"] > reached + 60, **patience)
         node.all_processes["raylet"][0].process.kill()  # as if the host were gone
-        wait_for(lambda: records(in_tmp_path)[-1]["num_rollout_actors"] == 1, process, in_tmp_path)
+        wait_for(lambda: records(in_tmp_path)[-1]["num_rollout_actors"] == 1, **patience)
         reached = records(in_tmp_path)[-1]["step"]
-        wait_for(lambda: records(in_tmp_path)[-1]["step"] > reached + 60, process, in_tmp_path)
+        wait_for(lambda: records(in_tmp_path)[-1]["step"] > reached + 60, **patience)
         process.terminate()
         assert process.wait(120) == 130
     finally:

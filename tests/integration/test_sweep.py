@@ -21,6 +21,7 @@ from distributed.config import DEFAULT_CONFIG, ConfigError
 from distributed.mlflow_store import PARENT_TAG
 from distributed.run_folder import RunFolder
 from tests.conftest import TOY
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TRACKED = TOY | {"tracking": {"log_every_steps": 4}, "run": {"backend": "serial", "num_learner_steps": 32, "name": "s"}}
@@ -67,10 +68,8 @@ def alive() -> list[str]:
 def all_gone(ray_session):
     """After the test, no actor of a trial is alive and no resources are reserved."""
     yield
-    deadline = time.monotonic() + 60
-    while alive() or any(g["state"] == "CREATED" for g in ray.util.placement_group_table().values()):
-        assert time.monotonic() < deadline, alive()
-        time.sleep(0.5)
+    reserved = ray.util.placement_group_table
+    wait_for(lambda: not alive() and all(g["state"] != "CREATED" for g in reserved().values()), why=alive, seconds=60)
 
 
 def test_successive_halving_with_nested_actors(in_tmp_path, all_gone, capsys):
@@ -341,14 +340,6 @@ def progress(folder: Path) -> dict[str, int]:
     return {path.parts[-3]: int(path.name[5:]) for path in checkpoints}
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 200
-    while not condition():
-        assert process.poll() is None, "it ended too soon"
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.2)
-
-
 def done_trials(folder: Path) -> dict[str, float]:
     """Trial -> time at which its summary was written, of those that are done."""
     summaries = (folder / "runs/s/trials").glob("*/summary.json")
@@ -370,8 +361,9 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_then_interrupted(in_tmp
     file = write(in_tmp_path, section | {"num_samples": 1, "max_concurrent": 2}, **sections)
     (in_tmp_path / "slow").touch()  # 50 ms a step, so that no long trial ends before it is interrupted
     process = start(file, folder=in_tmp_path)
+    patience = {"seconds": 200, "process": process, "why": (in_tmp_path / "stderr.txt").read_text}
     # the short trial is done, which Tune has had time to write down, and the next is under way
-    wait_for(lambda: done_trials(in_tmp_path) and max(progress(in_tmp_path).values()) > 60, process)
+    wait_for(lambda: done_trials(in_tmp_path) and max(progress(in_tmp_path).values()) > 60, **patience)
     time.sleep(2)
     earlier_done, earlier = done_trials(in_tmp_path), progress(in_tmp_path)
     process.kill()
@@ -380,7 +372,8 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_then_interrupted(in_tmp
     assert running
 
     process = start("--resume", "runs/s", folder=in_tmp_path)
-    wait_for(lambda: all(progress(in_tmp_path)[trial] > earlier[trial] + 40 for trial in running), process)
+    patience["process"] = process
+    wait_for(lambda: all(progress(in_tmp_path)[trial] > earlier[trial] + 40 for trial in running), **patience)
     assert set(done_trials(in_tmp_path)) == set(earlier_done)
     process.send_signal(signal.SIGINT)
     assert process.wait(120) == 130

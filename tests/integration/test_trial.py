@@ -1,6 +1,5 @@
 """A trial of a sweep, as Ray Tune drives it, without Ray."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from distributed.run_folder import RunFolder
 from distributed.trial import STOP_FILE, TrialRun, TrialSetup
 from tests.conftest import TOY
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def trial(tmp_path: Path) -> TrialRun:
 def test_an_interrupted_trial_is_not_done_however_often_it_is_asked(trial, tmp_path):
     assert "done" not in trial.next_figures()
     (tmp_path / STOP_FILE).touch()
-    wait_for(tmp_path / "trial" / "summary.json")  # nobody asks it while it ends
+    wait_for((tmp_path / "trial" / "summary.json").exists, seconds=60)  # nobody asks it while it ends
     assert RunFolder(tmp_path / "trial").read_summary()["status"] == "interrupted"
     for _ in range(3):  # Tune may, before it notices that it is to stop; a trial that is done would not be gone on with
         figures = trial.next_figures()
@@ -37,10 +37,3 @@ def test_a_trial_that_took_all_its_steps_is_done(trial):
     while "done" not in figures:
         figures = trial.next_figures()
     assert (figures["done"], figures["num_learner_steps"]) == (True, 500)
-
-
-def wait_for(file: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not file.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
